@@ -1,0 +1,67 @@
+# make book    the book in _book/, by Quarto if it is on PATH, otherwise by render/ (BOOK=quarto|pandoc)
+# make test    everything that CI checks          make serve    the book on http://localhost:8000
+# make outputs all notebooks executed afresh      make bench    speed beside other programs
+PYTHON ?= python3
+BOOK ?= $(if $(shell command -v quarto 2>/dev/null),quarto,pandoc)
+PORT ?= 8000
+BIN := .venv/bin
+READY := .venv/.ready
+NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONPATH := $(CURDIR)
+# each call of `say` prints one line of progress
+say = @printf '== %s\n' "$(1)"
+
+.PHONY: book test outputs serve bench export lint clean
+.DEFAULT_GOAL := book
+
+$(READY): settings.ini setup.py pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "dlnotes needs Python 3.10 or later, and there is no '$(PYTHON)': make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "dlnotes needs Python 3.10 or later; '$(PYTHON)' is $$($(PYTHON) -V 2>&1): make PYTHON=/path/to/python3"; exit 1; }
+	$(call say,making the virtual environment .venv and installing into it (a minute or two))
+	@$(PYTHON) -m venv --clear .venv >.venv.log 2>&1 || { cat .venv.log; \
+	  echo "Could not make a virtual environment: Python's venv module is missing or broken (see above)."; exit 1; }
+	@$(BIN)/python -m pip install --quiet --retries 2 --timeout 30 --editable '.[dev]' >.venv.log 2>&1 || { \
+	  tail -n 3 .venv.log; \
+	  echo "Could not install what dlnotes needs: is the package registry within reach? (all of pip's words: .venv.log)"; exit 1; }
+	@mv .venv.log .venv/install.log
+	@touch $@
+
+book: $(READY)
+	$(call say,building the book with $(BOOK))
+ifeq ($(BOOK),quarto)
+	@quarto render
+else
+	@python -m render
+endif
+	@echo "The book: file://$(CURDIR)/_book/index.html (or 'make serve': http://localhost:$(PORT))"
+
+serve:
+	@test -f _book/index.html || $(MAKE) book
+	@echo "The book: http://localhost:$(PORT) (Ctrl-C ends)"
+	@$(PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory _book
+
+test: $(READY) lint
+	$(call say,executing the notebooks (nbdev_test))
+	@nbdev_test
+	$(call say,building the book, warnings as errors)
+	@python -m render
+	$(call say,tests)
+	@python -m pytest
+
+lint: $(READY)
+	@ruff check .
+
+outputs: $(READY)
+	@nbdev_export
+	@for nb in $(NOTEBOOKS); do echo "== executing $$nb"; \
+	  jupyter execute --inplace $$nb >.cache.log 2>&1 || { cat .cache.log; exit 1; }; done; rm -f .cache.log
+	@nbdev_clean
+
+bench: $(READY)
+	@python -m bench.perceptron
+
+clean:
+	rm -rf .venv .venv.log .cache _book .quarto build dist *.egg-info

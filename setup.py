@@ -1,0 +1,33 @@
+"""Package metadata: everything is read from settings.ini, which nbdev reads too."""
+
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import setup
+
+here = Path(__file__).parent
+parser = ConfigParser(delimiters=["="], interpolation=None)
+parser.read(here / "settings.ini", encoding="utf-8")
+cfg = parser["DEFAULT"]
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    keywords=cfg["keywords"],
+    author=cfg["author"],
+    license=cfg["license"].upper(),
+    license_files=["LICENSE"],
+    python_requires=">=" + cfg["min_python"],
+    install_requires=cfg["requirements"].split(),
+    extras_require={
+        "plot": cfg["plot_requirements"].split(),
+        "dev": (cfg["plot_requirements"] + " " + cfg["dev_requirements"]).split(),
+    },
+    packages=[cfg["lib_name"]],
+    package_data={cfg["lib_name"]: ["py.typed"]},
+    entry_points={"nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
+    zip_safe=False,
+)

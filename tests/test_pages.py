@@ -1,0 +1,187 @@
+"""The book's pages in a real browser, as the embedded renderer makes them."""
+import functools
+import http.server
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+REPO = Path(__file__).parent.parent
+SCHEMES = ("light", "dark")
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """The folder of this repository's book."""
+    folder = tmp_path_factory.mktemp("site") / "book"
+    done = subprocess.run([sys.executable, "-m", "render", "--output", str(folder)], check=False,
+                          cwd=REPO, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(book):
+    """Where the book is served on this machine."""
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=book)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pages(book):
+    return sorted(path.relative_to(book).as_posix() for path in book.rglob("*.html"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+                 None)
+    with playwright.sync_playwright() as driver:
+        try:
+            browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"Chromium cannot be started: {str(error).splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(browser):
+    """A page of a desktop's width in a fresh profile; what goes wrong in it is in `problems`."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
+    page = context.new_page()
+    page.problems = []
+    page.on("console", lambda message: message.type in ("error", "warning")
+            and page.problems.append(message.text))
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("requestfailed", lambda request: page.problems.append(request.url))
+    page.on("request", lambda request: urlsplit(request.url).scheme != "data"
+            and urlsplit(request.url).hostname != "127.0.0.1"
+            and page.problems.append(f"a request to {request.url}"))
+    yield page
+    context.close()
+
+
+def search(tab, words):
+    """The titles and addresses that a search for `words` finds, best first."""
+    tab.keyboard.press("/")
+    tab.keyboard.type(words)
+    tab.wait_for_selector("#results li[id]")
+    return tab.locator("#results b").all_inner_texts()
+
+
+def test_no_page_complains_or_asks_another_host(tab, address, pages):
+    for page in pages:
+        tab.goto(f"{address}/{page}", wait_until="networkidle")
+        assert not tab.problems, page
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_nothing_is_wider_than_the_window(tab, address, pages, width):
+    tab.set_viewport_size({"width": width, "height": 740})
+    for page in pages:
+        tab.goto(f"{address}/{page}")
+        tab.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true })")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width, page
+
+
+def test_dark_mode_holds(tab, address):
+    def theme():
+        return tab.evaluate("document.documentElement.dataset.theme")
+
+    tab.goto(f"{address}/index.html")
+    assert theme() == "light"
+    tab.click("button.theme")
+    assert theme() == "dark" and tab.get_attribute("button.theme", "aria-pressed") == "true"
+    tab.click("a[rel=next]")
+    assert theme() == "dark"
+
+
+def test_dark_mode_follows_the_system_first(browser, address):
+    context = browser.new_context(color_scheme="dark")
+    page = context.new_page()
+    page.goto(f"{address}/index.html")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    context.close()
+
+
+def test_search_finds_prose_and_functions(tab, address):
+    tab.goto(f"{address}/index.html")
+    assert any("Perceptron" in title for title in search(tab, "convergence"))
+    tab.keyboard.press("Escape")
+    tab.reload()
+    assert "Perceptron.fit" in search(tab, "Perceptron.fit")[0]
+    tab.keyboard.press("ArrowDown")
+    assert tab.locator("#results [aria-selected=true]").count() == 1
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/nbs/api.html#*")
+    assert not tab.problems
+
+
+def test_the_menu_opens_on_a_phone(tab, address):
+    tab.set_viewport_size({"width": 360, "height": 740})
+    tab.goto(f"{address}/index.html")
+    chapters = tab.locator("#chapters")
+    assert not chapters.is_visible()
+    tab.click("button.menu")
+    assert chapters.is_visible()
+    tab.keyboard.press("Escape")
+    assert not chapters.is_visible()
+
+
+def test_steppers_answer_to_the_keyboard(tab, address, pages):
+    def frame():
+        return tab.evaluate("""() => {
+            const stepper = document.querySelector("dl-stepper");
+            return [...stepper.querySelectorAll("img")].map(
+                (image) => [image.checkVisibility() && !image.hidden, image.src.length, image.src]);
+        }""")
+
+    found = False
+    for page in pages:
+        tab.goto(f"{address}/{page}")
+        if not tab.locator("dl-stepper").count():
+            continue
+        found = True
+        stepper = tab.locator("dl-stepper").first
+        (stepper.locator("[tabindex], button, input").first
+         if stepper.get_attribute("tabindex") is None else stepper).focus()
+        first = frame()
+        tab.keyboard.press("ArrowRight")
+        second = frame()
+        assert second != first, page
+        tab.keyboard.press("ArrowLeft")
+        assert frame() == first, page
+    assert found and not tab.problems
+
+
+def test_printed_pages_are_only_the_text(tab, address):
+    tab.goto(f"{address}/nbs/perceptron.html")
+    tab.emulate_media(media="print")
+    for part in (".bar", "#chapters", "#contents", ".turn"):
+        assert not tab.locator(part).is_visible()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_axe_finds_no_violation(tab, address, pages, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright",
+                              reason="axe-playwright-python is not installed").Axe()
+    for page in pages:
+        tab.emulate_media(color_scheme=scheme)
+        tab.goto(f"{address}/{page}")
+        found = axe.run(tab).response["violations"]
+        assert not found, [(page, item["id"], node["html"][:200], node["failureSummary"])
+                           for item in found for node in item["nodes"][:2]]

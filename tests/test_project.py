@@ -1,0 +1,86 @@
+"""Notebooks, package and stored outputs in step; the norms of design that a machine can check."""
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+REPO = Path(__file__).parent.parent
+NOTEBOOKS = sorted((REPO / "nbs").glob("*.ipynb"))
+TIMES = re.compile(r"[\d.,]+ *(?:ms|s|x|times)\b")  # numbers that differ from run to run
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory):
+    "A copy of what nbdev works on, exported and cleaned afresh."
+    folder = tmp_path_factory.mktemp("twin")
+    for name in ("nbs", "dlnotes"):
+        shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPO / "settings.ini", folder)
+    for step in ("doclinks import nbdev_export", "clean import nbdev_clean"):
+        code = f"import sys; sys.argv = ['']; from nbdev.{step} as step; step()"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
+    return folder
+
+
+def test_the_package_is_what_the_notebooks_export(twin):
+    ours, fresh = ({p.name: p.read_text(encoding="utf-8") for p in (root / "dlnotes").glob("*.py")}
+                   for root in (REPO, twin))
+    assert ours == fresh, "run nbdev_export"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_clean(notebook, twin):
+    assert notebook.read_bytes() == (twin / "nbs" / notebook.name).read_bytes(), "run nbdev_clean"
+
+
+def told(cell):
+    "What a cell's outputs say in words: streams and plain text, without times and addresses."
+    texts = []
+    for out in cell.get("outputs", []):
+        data = out.get("data", {})
+        kind = next((k for k in ("text/markdown", "text/plain") if k in data), None)
+        if out["output_type"] == "stream" and out["name"] == "stdout":
+            texts.append(out["text"])
+        elif kind and not any(k.startswith(("image/", "text/html")) for k in data):
+            texts.append(data[kind])
+    return TIMES.sub("#", re.sub(r"0x[0-9a-f]+", "0x", "".join(texts)))
+
+
+def shown(cell):
+    "The kinds of pictures that a cell shows."
+    return [sorted(k for k in out.get("data", {}) if k.startswith(("image/", "text/html")))
+            for out in cell.get("outputs", []) if out["output_type"] != "stream"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_stored_outputs_are_what_the_code_gives(notebook):
+    stored = nbformat.read(notebook, as_version=4)
+    fresh = NotebookClient(nbformat.from_dict(json.loads(json.dumps(stored))), timeout=300,
+                           resources={"metadata": {"path": notebook.parent}}).execute()
+    for number, (before, after) in enumerate(zip(stored.cells, fresh.cells), 1):
+        assert told(before) == told(after), f"cell {number}: run make outputs"
+        assert shown(before) == shown(after), f"cell {number}: run make outputs"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_cells_are_short_lines_fit_and_figures_are_described(notebook):
+    sizes = []
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        lines = [line for line in cell.source.split("\n") if line and not line.startswith("#|")]
+        assert all(len(line) <= 100 for line in lines), cell.source
+        assert "import *" not in cell.source
+        if "#| hide" not in cell.source:
+            sizes.append(len(lines))
+        figure = any(k.startswith("image/") for out in cell.outputs for k in out.get("data", {}))
+        assert not figure or "#| fig-alt:" in cell.source, cell.source
+    sizes.sort()
+    if len(sizes) > 20:
+        assert sizes[len(sizes) // 2] <= 5 and sizes[int(0.9 * (len(sizes) - 1))] <= 15
