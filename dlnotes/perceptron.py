@@ -205,7 +205,7 @@ def _shuffle(order, bits):
         j = (np.uint64(bits[i]) * np.uint64(i + 1)) >> np.uint64(32)
         order[i], order[j] = order[j], order[i]
 
-# %% ../nbs/perceptron.ipynb #bb331dd4
+# %% ../nbs/perceptron.ipynb #38cd1fe5
 class Perceptron(ClassifierMixin, BaseEstimator):
     r"""Perceptron classifier: one neuron, or one a class, learning from its mistakes.
 
@@ -244,8 +244,8 @@ class Perceptron(ClassifierMixin, BaseEstimator):
         while active.any() and self.n_iter_ < self.max_iter:
             active &= self._pass(X, y, active) > 0  # no mistakes: nothing will change
         if active.any():
-            warnings.warn(f"{self.mistakes_[-1].sum()} mistakes in the last of {self.n_iter_} "
-                          "epochs: more are needed, or no hyperplane separates the classes",
+            warnings.warn(f"still {self.mistakes_[-1].sum()} mistakes after {self.n_iter_} "
+                          "epochs; perhaps no hyperplane separates the classes",
                           ConvergenceWarning, stacklevel=2)
         return self
 

@@ -233,7 +233,7 @@ def test_same_as_scikit_learn_where_the_rule_is_the_same(load, fit_intercept):
 def test_many_classes_are_one_neuron_each():
     x, y = load_digits(return_X_y=True)
     several = Perceptron(shuffle=False, max_iter=20)
-    with pytest.warns(ConvergenceWarning, match="mistakes in the last of 20 epochs"):
+    with pytest.warns(ConvergenceWarning, match="mistakes after 20 epochs"):
         several.fit(x, y)
     for c in (0, 7):
         single = Perceptron(shuffle=False, max_iter=20)
