@@ -9,6 +9,7 @@ READY := .venv/.ready
 NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
+comma := ,
 # each call of `say` prints one line of progress
 say = @printf '== %s\n' "$(1)"
 
@@ -43,12 +44,19 @@ serve:
 	@echo "The book: http://localhost:$(PORT) (Ctrl-C ends)"
 	@$(PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory _book
 
+# Numba's cache does not see that a callee in another cell or file has changed: each state of the
+# sources has its own (tests/conftest.py does the same for pytest)
+STATE = $(CURDIR)/.cache/$(shell cat dlnotes/*.py nbs/*.ipynb | cksum | cut -d' ' -f1)
+
 test: $(READY) lint
 	$(call say,executing the notebooks (nbdev_test))
-	@nbdev_test
-	$(call say,building the book, warnings as errors)
+	@NUMBA_CACHE_DIR=$(STATE)/numba XDG_CACHE_HOME=$(STATE) nbdev_test
+	$(call say,building the book$(comma) warnings as errors)
 	@python -m render
-	$(call say,tests)
+	$(call say,kernels uncompiled$(comma) then with bounds checks)
+	@NUMBA_DISABLE_JIT=1 python -m pytest -m kernel
+	@NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(STATE)/bounds python -m pytest -m kernel
+	$(call say,all tests)
 	@python -m pytest
 
 lint: $(READY)

@@ -5,12 +5,13 @@ from pathlib import Path
 
 REPO = Path(__file__).parent.parent
 
-# Numba's cache does not see that a kernel's callee in another file has changed, and would run the
-# old code: each state of the package has a cache of its own.
-if "NUMBA_CACHE_DIR" not in os.environ:
-    sources = b"".join(p.read_bytes() for p in sorted((REPO / "dlnotes").glob("*.py")))
-    state = hashlib.sha256(sources).hexdigest()[:12]
-    os.environ["NUMBA_CACHE_DIR"] = str(REPO / ".cache" / f"numba-{state}")
+# Numba's cache does not see that a kernel's callee in another file or cell has changed, and would
+# run the old code: each state of package and notebooks has a cache of its own (in a notebook it
+# lies where XDG_CACHE_HOME says).
+sources = sorted([*REPO.glob("dlnotes/*.py"), *REPO.glob("nbs/*.ipynb")])
+state = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+os.environ.setdefault("NUMBA_CACHE_DIR", str(REPO / ".cache" / state / "numba"))
+os.environ.setdefault("XDG_CACHE_HOME", str(REPO / ".cache" / state))
 
 # scikit-learn leaves out its own check of array inputs without this
 os.environ.setdefault("SCIPY_ARRAY_API", "1")

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 REPO = Path(__file__).parent.parent
 NOTEBOOKS = sorted((REPO / "nbs").glob("*.ipynb"))
-TIMES = re.compile(r"[\d.,]+ *(?:ms|s|x|times)\b")  # numbers that differ from run to run
+TIMES = re.compile(r" *-?[\d.,]+ *(?:ms|s|x|times)\b")  # numbers that differ from run to run
 
 
 @pytest.fixture(scope="module")
