@@ -25,7 +25,6 @@ $(READY): settings.ini setup.py pyproject.toml
 	@$(PYTHON) -m venv --clear .venv >.venv.log 2>&1 || { cat .venv.log; \
 	  echo "Could not make a virtual environment: Python's venv module is missing or broken (see above)."; exit 1; }
 	@$(BIN)/python -m pip install --quiet --retries 2 --timeout 30 --editable '.[dev]' >.venv.log 2>&1 || { \
-	  tail -n 3 .venv.log; \
 	  echo "Could not install what dlnotes needs: is the package registry within reach? (all of pip's words: .venv.log)"; exit 1; }
 	@mv .venv.log .venv/install.log
 	@touch $@

@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_index()})
+    return sorted([name for name in globals() if name.startswith("__")] + list(_index()))
 
 # %% ../nbs/package.ipynb #56cef694
 if TYPE_CHECKING:
