@@ -64,7 +64,7 @@ lint: $(READY)
 outputs: $(READY)
 	@nbdev_export
 	@for nb in $(NOTEBOOKS); do echo "== executing $$nb"; \
-	  jupyter execute --inplace $$nb >.cache.log 2>&1 || { cat .cache.log; exit 1; }; done; rm -f .cache.log
+	  jupyter execute --inplace $$nb >.venv/outputs.log 2>&1 || { cat .venv/outputs.log; exit 1; }; done
 	@nbdev_clean
 
 bench: $(READY)

@@ -24,7 +24,10 @@ _STYLE: dict[Any, Any] = {
 
 # %% ../nbs/drawing.ipynb #1a5a92c4
 def book_style() -> None:
-    "Draw in the book's style from here on, as vector graphics in a notebook."
+    """Draw in the book's style from here on, as vector graphics in a notebook.
+
+    - Raises ImportError where matplotlib is missing, and says what to install.
+    """
     try:
         import matplotlib as mpl
         from cycler import cycler
@@ -99,7 +102,10 @@ def _image(svg: str, caption: str, hidden: str) -> str:
 
 # %% ../nbs/drawing.ipynb #bfbaa803
 def figure_svg(fig: Any) -> str:
-    "The matplotlib figure `fig` as a string of SVG; closes the figure."
+    """The matplotlib figure `fig` as a string of SVG, without a date; closes the figure.
+
+    - Raises ImportError where matplotlib is missing.
+    """
     import matplotlib.pyplot as plt
     out = io.StringIO()
     fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
