@@ -32,9 +32,13 @@ $(READY): settings.ini setup.py pyproject.toml
 book: $(READY)
 	$(call say,building the book with $(BOOK))
 ifeq ($(BOOK),quarto)
+	@command -v quarto >/dev/null || { \
+	  echo "There is no quarto on the PATH; 'make book BOOK=pandoc' does without."; exit 1; }
 	@quarto render
-else
+else ifeq ($(BOOK),pandoc)
 	@python -m render
+else
+	@echo "BOOK=$(BOOK) is neither quarto nor pandoc"; exit 1
 endif
 	@echo "The book: file://$(CURDIR)/_book/index.html (or 'make serve': http://localhost:$(PORT))"
 
@@ -49,12 +53,12 @@ STATE = $(CURDIR)/.cache/$(shell cat dlnotes/*.py nbs/*.ipynb | cksum | cut -d' 
 
 test: $(READY) lint
 	$(call say,executing the notebooks (nbdev_test))
-	@NUMBA_CACHE_DIR=$(STATE)/numba XDG_CACHE_HOME=$(STATE) nbdev_test
+	@NUMBA_CACHE_DIR="$(STATE)/numba" XDG_CACHE_HOME="$(STATE)" nbdev_test
 	$(call say,building the book$(comma) warnings as errors)
 	@python -m render
 	$(call say,kernels uncompiled$(comma) then with bounds checks)
 	@NUMBA_DISABLE_JIT=1 python -m pytest -m kernel
-	@NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(STATE)/bounds python -m pytest -m kernel
+	@NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR="$(STATE)/bounds" python -m pytest -m kernel
 	$(call say,all tests)
 	@python -m pytest
 

@@ -19,6 +19,7 @@ _STYLE: dict[Any, Any] = {
     "savefig.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlesize": "medium", "font.size": 10, "legend.frameon": False,
     "lines.linewidth": 1.6, "image.cmap": "gray_r",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
     "svg.hashsalt": "dlnotes", "svg.fonttype": "none",
 }
 
