@@ -73,7 +73,7 @@ def perceptron_update(x: ArrayLike, y: int, weight: ArrayLike, bias: ArrayLike =
     """
     x, weight, bias = _neuron(as_float(x, "x", (None,)), weight, bias)
     error = as_labels([y], "y", 1) - perceptron_forward(x, weight, bias)
-    step = (lr * error).astype(x.dtype)[0]
+    step = (as_float(lr, "lr", ()) * error).astype(x.dtype)[0]
     return weight + step * x, bias + step
 
 # %% ../nbs/perceptron.ipynb #ad061c21
@@ -195,11 +195,12 @@ def perceptron_epoch(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
     rows = range(len(x)) if order is None else as_labels(order, "order", None, len(x))
     w, number = np.append(weight, bias), x.dtype.type
     mistakes = _epoch(x, y == 1, np.array(rows, np.int32), w, np.zeros(w.size),
-                      number(lr), number(1), 0)
+                      number(as_float(lr, "lr", ())), number(1), 0)
     return w[:-1], w[-1], mistakes
 
 # %% ../nbs/perceptron.ipynb #9abb70f6
 import warnings
+from numbers import Integral, Real
 
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
@@ -294,10 +295,10 @@ class Perceptron(ClassifierMixin, BaseEstimator):
         return self.classes_[(z >= 0).astype(int) if z.ndim == 1 else z.argmax(axis=1)]
 
     def _checked(self, X, y, reset=True):
-        if not self.eta0 > 0:
+        if not (isinstance(self.eta0, Real) and 0 < self.eta0 < np.inf):
             raise ValueError(f"eta0: expected a number above 0, got {self.eta0!r}")
-        if not self.max_iter >= 1:
-            raise ValueError(f"max_iter: expected 1 or more, got {self.max_iter!r}")
+        if not (isinstance(self.max_iter, Integral) and self.max_iter >= 1):
+            raise ValueError(f"max_iter: expected 1, 2, ..., got {self.max_iter!r}")
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C",
                              reset=reset)
         check_classification_targets(y)

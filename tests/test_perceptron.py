@@ -81,6 +81,7 @@ def test_average_is_the_mean_of_all_weights(m, dtype):
             bias = bias + step * model.fit_intercept
             total += np.append(weight, bias)
     mean = total / (3 * m)
+    assert model.coef_.dtype == model.intercept_.dtype == dtype
     np.testing.assert_allclose(model.coef_[0], mean[:-1], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(model.intercept_[0], mean[-1], rtol=1e-6, atol=1e-6)
 
@@ -170,6 +171,8 @@ def test_rows_outside_are_refused(order):
     (lambda: weighted_sum([1, 2], [1, 2], [0, 0]), "bias"), (lambda: heaviside("a"), "z"),
     (lambda: heaviside(np.nan), "z"), (lambda: perceptron_update([[1, 2]], 1, [1, 2]), "x"),
     (lambda: perceptron_update([1, 2], 3, [1, 2]), "y"),
+    (lambda: perceptron_update([1, 2], 1, [1, 2], lr=np.nan), "lr"),
+    (lambda: perceptron_epoch([[1, 2]], [1], [1, 2], lr=[1, 2]), "lr"),
     (lambda: margin([[1]], [1], [0]), "weight"),
 ])
 def test_the_argument_at_fault_is_named(call, name):
@@ -190,7 +193,9 @@ def test_scikit_learns_own_checks_with_nothing_excused(settings):
     check_estimator(Perceptron(random_state=0, **settings))  # a skipped check is an error too
 
 
-@pytest.mark.parametrize("setting", [dict(eta0=0), dict(eta0=-1), dict(max_iter=0)])
+@pytest.mark.parametrize("setting", [
+    dict(eta0=0), dict(eta0=-1), dict(eta0=np.nan), dict(eta0=np.inf), dict(eta0="1"),
+    dict(max_iter=0), dict(max_iter=1.5), dict(max_iter=None)])
 def test_settings_out_of_range_are_refused(setting):
     name = next(iter(setting))
     with pytest.raises(ValueError, match=f"^{name}: "):
