@@ -5,29 +5,28 @@ import tempfile
 from pathlib import Path
 
 from .book import Book
-from .config import ConfigError, read_config
+from .config import read_config
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m render", description=__doc__)
     parser.add_argument("--output", type=Path, help="where to, instead of what _quarto.yml says")
-    arguments = parser.parse_args()
+    output = parser.parse_args().output
     try:
         config = read_config(Path.cwd())
-    except (ConfigError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:
         sys.exit(f"_quarto.yml: {error}")
-    output = (arguments.output or config.output).resolve()
+    output = (output or Path(config.get("output-dir", "_book"))).resolve()
     if output.exists() and any(output.iterdir()) and not (output / "index.html").exists():
         sys.exit(f"{output} holds something that is not a book: it is not replaced")
     output.parent.mkdir(parents=True, exist_ok=True)
-    book = Book(config)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".book-") as folder:
-        book.build(Path(folder) / "new")
-        if book.problems:
-            sys.exit("\n".join([*book.problems, "The book is not made: see above."]))
+        new = Path(folder) / "new"
+        if problems := Book(Path.cwd(), config, new).build():
+            sys.exit("\n".join([*problems, "The book is not made: see above."]))
         if output.exists():
             output.rename(Path(folder) / "old")
-        (Path(folder) / "new").rename(output)
+        new.rename(output)
     print((output / "index.html").as_uri())
 
 

@@ -16,13 +16,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-API = "api.ipynb"
-
-# What a backticked name is not looked for in: code blocks, headings, maths, links and their text.
-SKIPPED = r"""^[ ]*(?P<fence>`{3,}|~{3,}).*?^[ ]*(?P=fence)[`~]*[ ]*$ | ^\#.*?$ | ^:::.*?$
-    | \$\$.*?\$\$ | ``.+?`` | !?\[(?:[^][]|\[[^][]*\])*\]\([^)]*\)"""
-NAME = r"`(?P<name>[A-Za-z_][\w.]*)(?:\(\))?`(?!\{)"
-NAMES = re.compile(f"{SKIPPED} | {NAME}", re.VERBOSE | re.MULTILINE | re.DOTALL)
+# A backticked name, unless it stands in a code block, heading, formula, div's attributes or link.
+NAMES = re.compile(r"""^[ ]*(?P<fence>`{3,}|~{3,}).*?^[ ]*(?P=fence)[`~]*[ ]*$ | ^\#.*?$ | ^:::.*?$
+    | \$\$.*?\$\$ | ``.+?`` | !?\[(?:[^][]|\[[^][]*\])*\]\([^)]*\)
+    | `(?P<name>[A-Za-z_][\w.]*)(?:\(\))?`(?!\{)""", re.VERBOSE | re.MULTILINE | re.DOTALL)
 EXPORTS = re.compile(r"^#\|\s*exports\b", re.MULTILINE)
 LABEL = re.compile(r"^#\|\s*label:", re.MULTILINE)
 
@@ -33,7 +30,7 @@ def public_names(index):
     for module, symbols in runpy.run_path(str(index))["d"]["syms"].items():
         for full in symbols:
             name = full.removeprefix(module + ".")
-            if not any(part.startswith("_") for part in name.split(".")):
+            if not re.search(r"(^|\.)_", name):
                 names[name] = names[full] = name.lower()
     return names
 
@@ -42,18 +39,17 @@ def link_names(text, names):
     """`text` with each backticked public name linked to its place on the API page."""
     def link(match):
         anchor = names.get(match["name"])
-        return f"[{match[0]}]({API}#{anchor})" if anchor else match[0]
+        return f"[{match[0]}](api.ipynb#{anchor})" if anchor else match[0]
     return NAMES.sub(link, text)
 
 
 def source_label(source):
     """The label of a cell that exports: `src-` and the first public name that it defines."""
-    try:
-        body = ast.parse(source).body
-    except SyntaxError:
-        return None
-    names = (node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef)))
-    return next((f"src-{name.lower()}" for name in names if not name.startswith("_")), None)
+    with contextlib.suppress(SyntaxError):
+        for node in ast.parse(source).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
+                return f"src-{node.name.lower()}"
+    return None
 
 
 def filter_notebook(notebook):

@@ -79,7 +79,7 @@ def search(tab, words):
     """The titles and addresses that a search for `words` finds, best first."""
     tab.keyboard.press("/")
     tab.keyboard.type(words)
-    tab.wait_for_selector("#results li[id]")
+    tab.wait_for_selector("#results a")
     return tab.locator("#results b").all_inner_texts()
 
 
@@ -125,7 +125,7 @@ def test_search_finds_prose_and_functions(tab, address):
     tab.reload()
     assert "Perceptron.fit" in search(tab, "Perceptron.fit")[0]
     tab.keyboard.press("ArrowDown")
-    assert tab.locator("#results [aria-selected=true]").count() == 1
+    assert tab.locator("#results a:focus").count() == 1
     tab.keyboard.press("Enter")
     tab.wait_for_url("**/nbs/api.html#*")
     assert not tab.problems

@@ -17,7 +17,7 @@ pytest.importorskip("nbdev", reason="the notebook filter needs nbdev")
 
 REPO = Path(__file__).parent.parent
 
-from render.config import ConfigError, read_config  # noqa: E402
+from render.config import read_config  # noqa: E402
 from render.nbfilter import link_names, public_names, source_label  # noqa: E402
 
 PNG = ("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
@@ -48,7 +48,7 @@ WORKS = "# References {.unnumbered}\n\n::: {#refs}\n:::\n"
 def shows(**data):
     """An output that displays: `png=...` stands for image/png, and so on."""
     mimes = {"plain": "text/plain", "html": "text/html", "md": "text/markdown",
-             "png": "image/png", "svg": "image/svg+xml", "latex": "text/latex"}
+             "png": "image/png", "svg": "image/svg+xml"}
     data = {mimes[name]: value.splitlines(True) for name, value in data.items()}
     return {"output_type": "display_data", "metadata": {}, "data": data}
 
@@ -80,7 +80,7 @@ def write_book(root, chapters, appendices=None):
     after = "".join(f"    - nbs/{name}.ipynb\n" for name in appendices or ())
     files = {
         "_quarto.yml": "project:\n  type: book\n  output-dir: _book\nbook:\n  title: A toy\n"
-                       "  subtitle: Small\n  author: Nobody\n  description: Tested.\n  chapters:\n"
+                       "  author: Nobody\n  description: Tested.\n  chapters:\n"
                        f"    - index.qmd\n    - part: One\n      chapters:\n{listed}"
                        f"    - references.qmd\n  appendices:\n{after}"
                        f"bibliography: references.bib\ncss: render/shared.css\n",
@@ -115,10 +115,8 @@ NEURON = [
     ("#| exports\ndef step(z):\n    return z >= 0",),
     ("step(1)  # shown", shows(plain="array([1])")),
     ('#| label: fig-line\n#| fig-cap: "A *line* in $x$"\n#| fig-alt: "It rises"\nplot()',
-     {"output_type": "execute_result", "metadata": {}, "data": {"text/plain": "<Axes: >"}},
      shows(svg="<svg xmlns='http://www.w3.org/2000/svg'/>", plain="<Figure>")),
-    ('#| echo: false\n#| fig-alt: ["first", "second \\"two\\""]\nplots()',
-     shows(png=PNG), shows(png=PNG)),
+    ('#| echo: false\n#| fig-alt: "the \\"two\\""\nplots()', shows(png=PNG), shows(png=PNG)),
     ('#| fig-cap: "Not numbered"\n#| fig-alt: "A dot"\ndot()', shows(png=PNG)),
     ('#| label: fig-moving\n#| fig-cap: "It moves"\nmove()',
      shows(html=PLAYER)),
@@ -133,24 +131,22 @@ NEURON = [
     ("#| output: false\nno_output()", prints("withheld")),
     ("#| warning: false\nquiet()", prints("some stderr", "stderr"), prints("\x1b[31mred\x1b[0m")),
     ("#| output: asis\n#| echo: false\nprint()", prints("**strong** as @fig-line")),
-    ("math", shows(latex="$$E = mc^2$$", plain="E")),
     ("::: {.callout-note}\nPlain.\n:::\n\n"
     "::: {.callout-tip title=\"A *titled* tip\"}\nBody.\n:::\n\n"
     "::: {.callout-warning collapse=\"true\"}\n## Closed\n\nInside.\n:::\n\n"
     "::: {.callout-caution collapse=\"false\"}\nOpen.\n:::"),
-    "::: {.callout-tip collapse=\"true\" title=\"Solution of @exr-and\"}\n",
+    "::: {.callout-tip collapse=\"true\" title=\"Solution of $x$\"}\n",
     ("solve()", prints("solved")),
     "Done.\n:::\n",
     "::: {.panel-tabset}\n## Loops\n\nSlow.\n",
     ("loop()",),
     "## NumPy\n\nFast.\n:::",
     ("## Loss {.unnumbered}\n\n::: {#thm-stop}\n## Convergence\n\nIt stops.\n:::\n\n"
-    "::: {.proof}\nClear.\n:::\n\n::: {.remark}\nSo.\n:::\n\n"
     "::: {#exr-and}\n## AND\n\nTry.\n:::\n\n"
-    "::: {.solution}\nThus.\n:::\n\n::: {#def-m}\nA margin.\n:::\n\n## After\n\n"
+    "::: {#def-m}\nA margin.\n:::\n\n## After\n\n"
     "![A dot](dot.png){#fig-dot fig-alt=\"one dot\"}\n\nAnd ![inline](dot.png) here.\n\n"
     "::: {#fig-div}\n![](dot.png){fig-alt=\"in a div\"}\n\nBy a div\n:::\n\n"
-    "Term\n:   Meaning.\n\n::: {.column-margin}\nAside.\n:::\n\n```\n:::{.no} {{< code >}}\n```\n\n"
+    "Term\n:   Meaning.\n\n```\n:::{.no} {{< code >}}\n```\n\n"
     "A [site](https://example.org) and [home](../index.qmd) and [api](api.ipynb)."),
 ]
 SHAPES = ["# Shapes {#sec-shapes}\n\n$$x$$ {#eq-app}\n\n## Sub\n\n@fig-line @sec-neuron"]
@@ -203,12 +199,12 @@ def test_home_page_and_navigation(page, site):
     home = (site / "index.html").read_text(encoding="utf-8")
     assert "Chapter\u00a01" in home and "Figure\u00a01.1" in home
     assert 'href="nbs/neuron.html#sec-rule"' in home
-    for words in ("A toy", "Small", "Nobody", "Tested.", "Preface"):
+    for words in ("A toy", "Nobody", "Tested.", "Preface"):
         assert words in text_of(home)
-    assert re.search(r'href="neuron.html" aria-current="page"', page)
-    assert re.search(r'rel="prev" href="../index.html"', page)
-    assert re.search(r'rel="next" href="layer.html"', page)
-    assert "<p class=\"part\">One</p>" in page and "<p class=\"part\">Appendices</p>" in page
+    assert re.search(r'href="neuron.html" aria-current=page', page)
+    assert re.search(r'href="../index.html" rel=prev', page)
+    assert re.search(r'href="layer.html" rel=next', page)
+    assert "<p>One</p>" in page and "<p>Appendices</p>" in page
     assert '<a href="#sec-rule"' in page and "Skip to content" in page
 
 
@@ -217,9 +213,8 @@ def test_figures(page, text, site):
     assert "Figure 1.3: A dot" in text and "Figure 1.4: By a div" in text
     assert re.search(r'<figure id="fig-line".*?<em>line</em>', page, re.DOTALL)
     assert 'src="neuron_files/fig-line-1.svg" alt="It rises"' in page
-    assert 'alt="first"' in page and 'alt="second &quot;two&quot;"' in page
+    assert page.count('alt="the &quot;two&quot;"') == 2
     assert "<figcaption>Not numbered</figcaption>" in page
-    assert "&lt;Axes" not in page
     assert PLAYER in page
     assert (site / "nbs/neuron_files/fig-line-1.svg").read_text().startswith("<svg")
     assert (site / "nbs/dot.png").exists()
@@ -230,36 +225,37 @@ def test_tables_and_formulas(page, text):
     assert "<caption>" not in page
     assert re.search(r'(?s)<span id="eq-net" class="equation">.*?<math display="block".*?\(1\.1\)',
                      page)
-    assert page.count('<math display="block"') == 2 and "mc^2" in page
 
 
 def test_cell_options(page, text):
     for words in ("secret", "default_exp", "not_included", "nor this", "withheld", "some stderr",
                   "plots()", "\x1b", "#|"):
         assert words not in text
-    assert re.search(r'<div class="fold">\s*<details><summary>\s*Look\s*</summary>', page)
-    assert re.search(r'<div class="fold">\s*<details open><summary>\s*Code', page)
+    assert re.search(r'<details class="fold"><summary>\s*Look\s*</summary>', page)
+    assert re.search(r'<details class="fold" open><summary>\s*Code', page)
     assert "array([1])" in page and "red" in text
     assert "<strong>strong</strong> as <a" in page
     assert '<div id="src-step" class="cell">' in page
 
 
-def test_callouts_and_tabs(page, text):
-    assert re.search(r'class="callout callout-note">\s*<div class="callout-title">\s*Note', page)
-    assert "A <em>titled</em> tip" in page
-    assert re.search(r'(?s)<div class="callout callout-warning">\s*<details>.*?Closed.*?In', page)
-    assert re.search(r'<div class="callout callout-caution">\s*<details open>', page)
-    solution = re.search(r'(?s)callout-tip">\s*<details>(.*?)</details>', page)[1]
-    assert "Exercise\u00a01.1" in solution and "#exr-and" not in solution
+def test_callouts_and_tabs(page):
+    callouts = re.findall(r'(?s)callout callout-(\w+)" role="note" aria-label="(\w+)">\s*'
+                          r'<(div|details|details open)\b[^>]*>(.*?)</div>', page)
+    assert [found[:3] for found in callouts] == [
+        ("note", "Note", "div"), ("tip", "Tip", "div"), ("warning", "Warning", "details"),
+        ("caution", "Caution", "details"), ("tip", "Tip", "details")]
+    assert "A <em>titled</em> tip" in callouts[1][3] and "Closed" in callouts[2][3]
+    assert 'aria-label="Caution">\n<details open>' in page
+    solution = re.search(r"(?s)<details><summary>\s*Solution of <math.*?</details>", page)[0]
     assert "solve" in solution and "solved" in solution
-    assert page.count('role="tab"') == page.count('role="tabpanel"') == 2
-    assert 'aria-controls="tab-1-2-panel"' in page and 'id="tab-1-2-panel"' in page
+    assert page.count('<details name="tabs-1"') == 2
+    assert re.search(r'(?s)<details name="tabs-1" open><summary>\s*Loops.*?name="tabs-1"><summary>'
+                     r'\s*NumPy', page)
 
 
 def test_theorems_notes_and_lists(page, text):
-    for words in ("Theorem 1.1 (Convergence) It stops.", "Proof. Clear.", "Remark. So.",
-                  "Exercise 1.1 (AND) Try.", "Solution. Thus.", "Definition 1.1 A margin.",
-                  "In the note.", "Aside."):
+    for words in ("Theorem 1.1 (Convergence) It stops.", "Exercise 1.1 (AND) Try.",
+                  "Definition 1.1 A margin.", "In the note."):
         assert words in text
     assert "<dt>Term</dt>" in page and "{{&lt; code &gt;}}" in page
 
@@ -337,8 +333,8 @@ MISTAKES = {
     "tex": (["# T", "x $\\nonsense{y}$"], "cell 2: TeX that cannot be set: \\nonsense{y}"),
     "display": (["# T", "$$\n\\nonsense{y}\n$$ {#eq-n}"], "cell 2: TeX that cannot be set"),
     "formula": (["# T", "$$\nx\n\ny\n$$"], "cell 2: a formula that is not closed"),
-    "early": (["Text first.", "# T"], "something stands before the chapter's title"),
-    "titleless": (["Text only."], "no title"),
+    "early": (["Text first.", "# T"], "the page does not begin with its title"),
+    "titleless": (["Text only."], "the page does not begin with its title"),
     "titles": (["# T", "# U"], "cell 2: a second heading of the first level"),
     "error": (["# T", ("1 / 0", fails("ZeroDivisionError"))], "cell 2: a stored error: Zero"),
     "option": (["# T", ("#| fig-width: 3\nx",)], "cell 2: unknown cell option fig-width"),
@@ -346,7 +342,7 @@ MISTAKES = {
     "mime": (["# T", ("x", {**shows(), "data": {"video/mp4": ""}})], "cell 2: an output of a kind"),
     "two": (["# T", ('#| label: fig-two\n#| fig-alt: x\nx', shows(png=PNG), shows(png=PNG))],
             "cell 2: fig-two has 2 outputs"),
-    "page": (["# T", "[x](nowhere.ipynb)"], "cell 2: a link to a page that is not in the book"),
+    "page": (["# T", "[x](nowhere.ipynb)"], "cell 2: no such file: nowhere.ipynb"),
     "anchor": (["# T", "[x](#nothing)"], "cell 2: a link to nbs/anchor.ipynb#nothing"),
     "file": (["# T", "![x](missing.png)"], "cell 2: no such file: missing.png"),
     "webimage": (["# T", "![x](https://example.org/x.png)"], "cell 2: an image that is fetched"),
@@ -354,6 +350,9 @@ MISTAKES = {
                   "cell 2: HTML that fetches something"),
     "run": (["# T", "```{python}\nx\n```"], "cell 2: a code block that is to be run"),
     "latex": (["# T", "\\begin{align}x\\end{align}"], "cell 2: raw tex"),
+    "folds": (["# T", "::: {.callout-tip collapse=\"true\" title=\"As @exr-x\"}\nx\n:::"],
+              "cell 2: a link or reference in a title that folds"),
+    "captions": (["# T", ("#| fig-cap: [a, b]\nx",)], "cell 2: unknown cell option fig-cap"),
     "tabs": (["# T", "::: {.panel-tabset}\nx\n:::"], "cell 2: a tabset that does not begin"),
 }
 
@@ -378,19 +377,6 @@ def test_mistakes_in_qmd_pages(mistakes):
     assert "index.qmd: @sec-lost refers to nothing" in mistakes
 
 
-def test_a_part_with_a_page_of_its_own(tmp_path):
-    write_book(tmp_path, {"neuron": ["# Neuron {#sec-neuron}\n\n## R {#sec-rule}"]})
-    (tmp_path / "index.qmd").write_text("---\ntitle: Home\n---\n\nHi.\n")
-    (tmp_path / "one.qmd").write_text("# Part one\n\nIt begins.\n")
-    settings = (tmp_path / "_quarto.yml").read_text()
-    (tmp_path / "_quarto.yml").write_text(settings.replace("part: One", "part: one.qmd"))
-    done = render(tmp_path)
-    assert done.returncode == 0, done.stderr
-    page = (tmp_path / "_book/nbs/neuron.html").read_text(encoding="utf-8")
-    assert re.search(r'<p class="part"><a href="../one.html"\s*>Part one</a></p>', page)
-    assert "2 Neuron" in text_of(page)      # the home page is chapter 1, as in Quarto
-
-
 def test_a_failed_build_leaves_the_old_book(tmp_path):
     write_book(tmp_path, {"one": ["# One {#sec-neuron}\n\n## R {#sec-rule}\n\n$$x$$ {#eq-x}"]})
     (tmp_path / "index.qmd").write_text("# Home\n")
@@ -412,17 +398,17 @@ def test_a_folder_that_is_no_book_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    (("book:", "book:\n  margin: 3"), "unknown in book: margin"),
-    (("css:", "filters: [x.lua]\ncss:"), "unknown in it: filters"),
+    (("book:", "book:\n  margin: 3"), "unknown: margin"),
+    (("css:", "filters: [x.lua]\ncss:"), "unknown: filters"),
     (("    - references.qmd", "    - gone.qmd"), "no such file: gone.qmd"),
     (("    - references.qmd", "    - {file: references.qmd, text: R}"), "not understood"),
-    (("type: book", "type: website"), "project.type is not book"),
+    (("type: book", "type: website"), "type is not book"),
 ])
 def test_settings_that_are_not_understood(tmp_path, change, message):
     write_book(tmp_path, {"one": ["# One"]})
     settings = (tmp_path / "_quarto.yml").read_text()
     (tmp_path / "_quarto.yml").write_text(settings.replace(*change))
-    with pytest.raises(ConfigError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         read_config(tmp_path)
 
 
