@@ -18,7 +18,7 @@ setup(
     long_description_content_type="text/markdown",
     keywords=cfg["keywords"],
     author=cfg["author"],
-    license=cfg["license"].upper(),
+    license={"apache2": "Apache-2.0"}[cfg["license"]],  # nbdev's name: the SPDX identifier
     license_files=["LICENSE"],
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),

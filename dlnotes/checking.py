@@ -54,7 +54,8 @@ def as_float(a: ArrayLike, name: str, shape: tuple[int | None, ...] | None = Non
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{name}: expected shape ({wanted}), got {a.shape}")
     if dtype is None:
-        dtype = a.dtype if a.dtype in (np.float32, np.float64) else np.float64
+        native = a.dtype.newbyteorder("=")
+        dtype = native if native in (np.float32, np.float64) else np.float64
     if not np.isfinite(a).all():
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
     return np.asarray(a, dtype=dtype, order="C")

@@ -67,7 +67,7 @@ def perceptron_update(x: ArrayLike, y: int, weight: ArrayLike, bias: ArrayLike =
     - Returns the new weight and bias; those passed in are left as they were.
     - Raises ValueError on a shape or label that does not fit, TypeError on what is not
       numbers.
-    - Source: Rosenblatt (1958).
+    - Source: Rosenblatt (1962).
     """
     x, weight, bias = _neuron(as_float(x, "x", (None,)), weight, bias)
     error = as_labels([y], "y", 1) - perceptron_forward(x, weight, bias)
@@ -144,8 +144,8 @@ def perceptron_grad(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
 # %% ../nbs/perceptron.ipynb #ecf72fa4
 @njit(cache=True, nogil=True, error_model="numpy",
       fastmath={"contract", "reassoc", "nsz"})
-def _epoch(x, y, order, w, u, lr, one, seen):
-    "One pass over the rows `order`; changes `w` and `u`, returns the mistakes."
+def _epoch(x, y, order, w, a, lr, one, seen):
+    "One pass over the rows `order`; changes `w` and `a`, returns the mistakes."
     n, last, k, mistakes = x.shape[1], order.size - 1, 0, 0
     while k <= last:
         i0, i1 = order[k], order[min(k + 1, last)]
@@ -168,9 +168,9 @@ def _epoch(x, y, order, w, u, lr, one, seen):
         wrong, step = x[order[k]], lr if y[order[k]] else -lr
         for j in range(n):
             w[j] += step * wrong[j]
-            u[j] += (seen + k) * step * wrong[j]
+            a[j] += (seen + k) * step * wrong[j]
         w[n] += step * one
-        u[n] += (seen + k) * step * one
+        a[n] += (seen + k) * step * one
         mistakes += 1
         k += 1
     return mistakes
@@ -187,7 +187,7 @@ def perceptron_epoch(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
     - Returns the new weight and bias, in the dtype of `x`, and the number of mistakes.
     - Raises ValueError on shapes, labels or row numbers that do not fit, TypeError on
       what is not numbers.
-    - Source: Rosenblatt (1958).
+    - Source: Rosenblatt (1962).
     """
     x, y, weight, bias = _examples(x, y, weight, bias)
     rows = range(len(x)) if order is None else as_labels(order, "order", None, len(x))
@@ -229,7 +229,7 @@ class Perceptron(ClassifierMixin, BaseEstimator):
     `intercept_` (k,) in the dtype of the data; `classes_`; `n_iter_`, the epochs run;
     `mistakes_` (n_iter_, k), the mistakes of each.
 
-    Source: Rosenblatt (1958); averaging: Freund and Schapire (1999).
+    Source: Rosenblatt (1962); averaging: Freund and Schapire (1999).
     """
     def __init__(self, *, eta0: float = 1.0, max_iter: int = 100,
                  fit_intercept: bool = True, shuffle: bool = True, average: bool = False,
