@@ -39,10 +39,14 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     return sorted([name for name in globals() if name.startswith("__")] + list(_index()))
 
+# %% ../nbs/package.ipynb #d026bc2b
+__all__ = sorted(_index())  # in place of the empty one that nbdev writes at the top
+
 # %% ../nbs/package.ipynb #56cef694
 if TYPE_CHECKING:
     from dlnotes.checking import as_float as as_float
     from dlnotes.checking import as_labels as as_labels
+    from dlnotes.checking import compiled as compiled
     from dlnotes.checking import numerical_grad as numerical_grad
     from dlnotes.drawing import Stepper as Stepper
     from dlnotes.drawing import book_style as book_style

@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike
 
-from .checking import as_float, as_labels
+from .checking import as_float, as_labels, compiled
 
 # %% auto #0
 __all__ = ['weighted_sum', 'heaviside', 'perceptron_forward', 'perceptron_update', 'margin', 'mistake_bound', 'perceptron_loss',
@@ -32,11 +31,13 @@ def weighted_sum(x: ArrayLike, weight: ArrayLike, bias: ArrayLike = 0.0) -> np.n
 
     - `x`: (..., n), one example or many; `weight`: (n,); `bias`: a number.
     - Returns (...) in the dtype of `x`.
-    - Raises ValueError on shapes that do not fit, TypeError on what is not numbers.
+    - Raises ValueError on shapes that do not fit and on overflow, TypeError on what is
+      not numbers.
     - Source: Rosenblatt (1958).
     """
     x, weight, bias = _neuron(x, weight, bias)
-    return x @ weight + bias
+    with np.errstate(over="ignore", invalid="ignore"):
+        return as_float(x @ weight + bias, "weighted sum of x", dtype=x.dtype)
 
 # %% ../nbs/perceptron.ipynb #62e885b9
 def heaviside(z: ArrayLike) -> np.ndarray:
@@ -71,7 +72,7 @@ def perceptron_update(x: ArrayLike, y: int, weight: ArrayLike, bias: ArrayLike =
     """
     x, weight, bias = _neuron(as_float(x, "x", (None,)), weight, bias)
     error = as_labels([y], "y", 1) - perceptron_forward(x, weight, bias)
-    step = (as_float(lr, "lr", ()) * error).astype(x.dtype)[0]
+    step = (as_float(lr, "lr", (), x.dtype) * error)[0].astype(x.dtype)
     return weight + step * x, bias + step
 
 # %% ../nbs/perceptron.ipynb #ad061c21
@@ -96,10 +97,11 @@ def margin(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
     - Source: Novikoff (1962).
     """
     x, y, weight, bias = _examples(x, y, weight, bias)
-    length = np.hypot(np.linalg.norm(weight), bias)
-    if length == 0:
+    w = np.append(weight, bias).astype(np.float64)
+    if not w.any():
         raise ValueError("weight: expected a weight or bias that is not zero")
-    return float(((2 * y - 1) * (x @ weight + bias)).min() / length)
+    w /= abs(w).max()  # so that no square overflows or vanishes
+    return float(((2 * y - 1) * (x @ w[:-1] + w[-1])).min() / np.linalg.norm(w))
 
 # %% ../nbs/perceptron.ipynb #cce22e7d
 def mistake_bound(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
@@ -111,8 +113,11 @@ def mistake_bound(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
     - Source: Novikoff (1962).
     """
     gamma = margin(x, y, weight, bias)
-    radius2 = 1 + (as_float(x, "x", dtype=np.float64) ** 2).sum(axis=1).max()
-    return float(radius2 / gamma**2) if gamma > 0 else np.inf
+    x = as_float(x, "x", dtype=np.float64)
+    size = max(1, abs(x).max(initial=0))
+    radius = size * np.sqrt(size**-2.0 + ((x / size) ** 2).sum(axis=1).max())
+    ratio = float(radius / gamma) if gamma > 0 else np.inf
+    return ratio * ratio
 
 # %% ../nbs/perceptron.ipynb #7eb8fb96
 def perceptron_loss(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
@@ -125,7 +130,7 @@ def perceptron_loss(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
     - Source: Bishop, *Pattern Recognition and Machine Learning*, section 4.1.7.
     """
     x, y, weight, bias = _examples(x, y, weight, bias)
-    return float(np.maximum(0, (1 - 2 * y) * (x @ weight + bias)).mean())
+    return float(np.maximum(0, (1 - 2 * y) * weighted_sum(x, weight, bias)).mean())
 
 # %% ../nbs/perceptron.ipynb #8e2978ff
 def perceptron_grad(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
@@ -142,8 +147,7 @@ def perceptron_grad(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
     return error @ x / x.dtype.type(len(x)), error.mean()
 
 # %% ../nbs/perceptron.ipynb #ecf72fa4
-@njit(cache=True, nogil=True, error_model="numpy",
-      fastmath={"contract", "reassoc", "nsz"})
+@compiled(fastmath={"contract", "reassoc", "nsz"})
 def _epoch(x, y, order, w, a, lr, one, seen):
     "One pass over the rows `order`; changes `w` and `a`, returns the mistakes."
     n, last, k, mistakes = x.shape[1], order.size - 1, 0, 0
@@ -190,10 +194,12 @@ def perceptron_epoch(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
     - Source: Rosenblatt (1962).
     """
     x, y, weight, bias = _examples(x, y, weight, bias)
+    if np.asarray(order).dtype == bool:
+        raise TypeError("order: expected row numbers, got a mask: use np.flatnonzero")
     rows = range(len(x)) if order is None else as_labels(order, "order", None, len(x))
     w, number = np.append(weight, bias), x.dtype.type
     mistakes = _epoch(x, y == 1, np.array(rows, np.int32), w, np.zeros(w.size),
-                      number(as_float(lr, "lr", ())), number(1), 0)
+                      number(as_float(lr, "lr", (), x.dtype)), number(1), 0)
     return w[:-1], w[-1], mistakes
 
 # %% ../nbs/perceptron.ipynb #9abb70f6
@@ -207,7 +213,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 # %% ../nbs/perceptron.ipynb #139ff2bb
-@njit(cache=True, nogil=True)
+@compiled()
 def _shuffle(order, bits):
     "Fisher and Yates' shuffle, in place; `bits`: a random uint32 for each entry."
     for i in range(order.size - 1, 0, -1):
@@ -247,8 +253,10 @@ class Perceptron(ClassifierMixin, BaseEstimator):
         Returns self; warns ConvergenceWarning if all `max_iter` epochs had mistakes;
         raises ValueError on data or settings that do not fit.
         """
+        if hasattr(self, "classes_"):
+            del self.classes_  # a fit that fails leaves nothing to go on from
         X, y = self._checked(X, y)
-        self._start(np.unique(y), X)
+        self._start(np.unique(y), X, "y")
         active = np.ones(len(self._weight), bool)
         while active.any() and self.n_iter_ < self.max_iter:
             active &= self._pass(X, y, active) > 0  # no mistakes: nothing will change
@@ -268,12 +276,13 @@ class Perceptron(ClassifierMixin, BaseEstimator):
         if first and classes is None:
             raise ValueError("classes: must be given in the first call of partial_fit")
         X, y = self._checked(X, y, reset=first)
+        known = self.classes_ if classes is None else np.unique(np.asarray(classes))
+        if not first and not np.array_equal(known, self.classes_):
+            raise ValueError(f"classes: expected {self.classes_} again, got {known}")
+        if not np.isin(y, known).all():
+            raise ValueError(f"y: expected classes {known}, got {np.unique(y)}")
         if first:
-            self._start(np.unique(np.asarray(classes)), X)
-        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
-            raise ValueError(f"classes: expected {self.classes_} again, got {classes}")
-        if not np.isin(y, self.classes_).all():
-            raise ValueError(f"y: expected classes {self.classes_}, got {np.unique(y)}")
+            self._start(known, X, "classes")
         self._pass(X, y, np.ones(len(self._weight), bool))
         return self
 
@@ -282,7 +291,7 @@ class Perceptron(ClassifierMixin, BaseEstimator):
 
         Raises ValueError on a wrong number of inputs, NotFittedError before `fit`.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "classes_")
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         z = X @ self.coef_.T + self.intercept_
         return z[:, 0] if len(self.classes_) == 2 else z
@@ -293,18 +302,21 @@ class Perceptron(ClassifierMixin, BaseEstimator):
         return self.classes_[(z >= 0).astype(int) if z.ndim == 1 else z.argmax(axis=1)]
 
     def _checked(self, X, y, reset=True):
-        if not (isinstance(self.eta0, Real) and 0 < self.eta0 < np.inf):
-            raise ValueError(f"eta0: expected a number above 0, got {self.eta0!r}")
+        if not (isinstance(self.eta0, Real) and 1e-30 <= self.eta0 <= 1e30):
+            raise ValueError(f"eta0: expected a number from 1e-30 to 1e30, got {self.eta0!r}")
         if not (isinstance(self.max_iter, Integral) and self.max_iter >= 1):
             raise ValueError(f"max_iter: expected 1, 2, ..., got {self.max_iter!r}")
+        for name in ("fit_intercept", "shuffle", "average"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C",
                              reset=reset)
         check_classification_targets(y)
         return X, y
 
-    def _start(self, classes, X):
+    def _start(self, classes, X, name):
         if len(classes) < 2:
-            raise ValueError(f"y: expected at least 2 classes, got 1 class, {classes}")
+            raise ValueError(f"{name}: expected at least 2 classes, got 1 class, {classes}")
         seed = self.random_state
         if not isinstance(seed, np.random.Generator):
             seed = check_random_state(seed).randint(2**31, size=4)
@@ -325,6 +337,9 @@ class Perceptron(ClassifierMixin, BaseEstimator):
             mine = y == self.classes_[1 if len(active) == 1 else c]
             mistakes[c] = _epoch(X, mine, order, self._weight[c], self._sum[c],
                                  number(self.eta0), number(self.fit_intercept), self._seen)
+        if not np.isfinite(self._weight).all():
+            del self.classes_
+            raise ValueError("X: expected smaller numbers, the weights overflow")
         self._seen += m
         self.n_iter_ += 1
         self.mistakes_ = np.vstack([self.mistakes_, mistakes])

@@ -60,3 +60,24 @@ def test_numerical_grad_leaves_its_argument_alone():
     kept = x.copy()
     np.testing.assert_allclose(numerical_grad(lambda v: (v * v).sum(), x), 2 * x, atol=1e-8)
     assert (x == kept).all()
+
+
+def test_numerical_grad_of_large_numbers_and_of_functions_that_write():
+    def squares(v):
+        np.multiply(v, v, out=v)
+        return v.sum()
+
+    x = np.array([1e8, 1.0, -1e12])
+    np.testing.assert_allclose(numerical_grad(lambda v: v[0] ** 2, [1e8]), [2e8], rtol=1e-6)
+    np.testing.assert_allclose(numerical_grad(squares, x[:2] / 1e6), 2 * x[:2] / 1e6, rtol=1e-6,
+                               atol=1e-6)
+    for bad in (dict(x=None), dict(x=[np.nan]), dict(x=[1j]), dict(x=[1.0], h=0)):
+        with pytest.raises((TypeError, ValueError), match=f"^{list(bad)[-1]}: expected"):
+            numerical_grad(lambda v: v.sum(), **bad)
+
+
+def test_masked_values_and_overflow_are_refused():
+    with pytest.raises(TypeError, match="^a: expected no masked values"):
+        as_float(np.ma.masked_array([1, 99], [0, 1]), "a")
+    with pytest.raises(ValueError, match="^a: expected finite"):
+        as_float([1e300], "a", dtype=np.float32)

@@ -1,6 +1,7 @@
 """The package as other programs meet it: imports, names, types, the kernels' cache, the wheel."""
 import ast
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -49,6 +50,24 @@ def test_all_names_can_be_had_and_seen():
         assert getattr(dlnotes, module) is import_module(f"dlnotes.{module}")
         for name in import_module(f"dlnotes.{module}").__all__:
             assert getattr(dlnotes, name) is getattr(import_module(f"dlnotes.{module}"), name)
+
+
+def test_a_star_brings_all_names():
+    assert python("from dlnotes import *; print(Perceptron.__name__, heaviside(2.0))") == (
+        "Perceptron 1.0")
+
+
+def test_kernels_compile_where_no_cache_can_be_written(tmp_path):
+    shutil.copytree(REPO / "dlnotes", tmp_path / "dlnotes",
+                    ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "dlnotes" / "__pycache__").touch()  # a file where the folder would be
+    code = ("import dlnotes, numpy as np\nx, y = np.eye(2), [0, 1]\n"
+            "print(dlnotes.Perceptron(random_state=0).fit(x, y).score(x, y))")
+    environment = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR",)}
+    environment |= {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          cwd=tmp_path, env=environment)
+    assert done.stdout.strip() == "1.0", done.stderr
 
 
 def test_names_are_unique_over_the_modules():

@@ -89,7 +89,7 @@ def test_no_page_complains_or_asks_another_host(tab, address, pages):
         assert not tab.problems, page
 
 
-@pytest.mark.parametrize("width", [360, 768])
+@pytest.mark.parametrize("width", [375, 768])
 def test_nothing_is_wider_than_the_window(tab, address, pages, width):
     tab.set_viewport_size({"width": width, "height": 740})
     for page in pages:
@@ -132,7 +132,7 @@ def test_search_finds_prose_and_functions(tab, address):
 
 
 def test_the_menu_opens_on_a_phone(tab, address):
-    tab.set_viewport_size({"width": 360, "height": 740})
+    tab.set_viewport_size({"width": 375, "height": 740})
     tab.goto(f"{address}/index.html")
     chapters = tab.locator("#chapters")
     assert not chapters.is_visible()

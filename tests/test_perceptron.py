@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import Perceptron as SklearnPerceptron
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -320,3 +320,61 @@ def test_parity_with_pytorch(m, n, seed):
     np.testing.assert_array_equal(
         heaviside(z.detach().numpy()),
         torch.heaviside(z.detach(), torch.ones((), dtype=torch.float64)).numpy())
+
+
+# --- what a review found: each of these once went wrong
+
+@pytest.mark.kernel
+def test_a_fit_that_fails_leaves_nothing_to_go_on_from():
+    rng, y = np.random.default_rng(0), np.arange(30) % 2
+    model = Perceptron(max_iter=1, random_state=0).partial_fit(rng.normal(size=(30, 5)), y, [0, 1])
+    wide = rng.normal(size=(30, 50))
+    with pytest.raises(ValueError, match="1 class"):
+        model.fit(wide, np.ones(30))
+    with pytest.raises(NotFittedError):
+        model.predict(wide)
+    with pytest.raises(ValueError, match="^classes: "):
+        model.partial_fit(wide, y)
+    assert model.partial_fit(wide, y, [0, 1]).coef_.shape == (1, 50)
+
+
+def test_a_first_partial_fit_that_fails_starts_nothing():
+    model = Perceptron()
+    with pytest.raises(ValueError, match="^y: expected classes"):
+        model.partial_fit(np.ones((3, 2)), np.full(3, 7), classes=[0, 1])
+    with pytest.raises(NotFittedError):
+        model.predict(np.ones((3, 2)))
+    with pytest.raises(ValueError, match="^classes: expected at least 2"):
+        model.partial_fit(np.ones((3, 2)), np.zeros(3), classes=[0])
+
+
+@pytest.mark.parametrize("name", ["fit_intercept", "shuffle", "average"])
+def test_switches_are_true_or_false(name):
+    for wrong in (2, None, "no", [1]):
+        with pytest.raises(ValueError, match=f"^{name}: expected True or False"):
+            Perceptron(**{name: wrong}).fit([[0.0], [1.0]], [0, 1])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_weights_that_overflow_are_an_error():
+    with pytest.raises(ValueError, match="^X: expected smaller numbers"):
+        Perceptron(eta0=1e30).fit(np.float32([[1e30, 0], [0, 1e30]]), [0, 1])
+    with pytest.raises(ValueError, match="^weighted sum of x: "):
+        perceptron_forward([[1e308, 1e308]], [10, 10])
+    with pytest.raises(ValueError, match="^lr: "):
+        perceptron_epoch(np.ones((1, 1), np.float32), [0], [1], lr=1e300)
+
+
+def test_a_mask_is_no_order():
+    with pytest.raises(TypeError, match="^order: expected row numbers, got a mask"):
+        perceptron_epoch([[1.0], [2], [3]], [0, 1, 1], [0], order=np.array([False, True, False]))
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-23, 1.0, 1e20, 1e200])
+def test_the_margin_does_not_depend_on_the_size_of_the_weights(scale):
+    assert margin(np.array([[1.0, 0]]), [1], [scale, 0]) == 1
+    assert mistake_bound([[1.0, 0]], [1], [scale, 0]) == pytest.approx(2)
+
+
+def test_the_bound_of_large_examples():
+    assert mistake_bound([[1e200, 0]], [1], [1, 0]) == pytest.approx(1)
