@@ -135,3 +135,10 @@ def test_the_wheel_holds_all_and_works_elsewhere(tmp_path):
 def test_the_version_is_the_one_of_the_settings():
     settings = (REPO / "settings.ini").read_text(encoding="utf-8")
     assert f"\nversion = {dlnotes.__version__}\n" in settings
+
+
+def test_the_example_of_the_readme_prints_what_it_says():
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    program, output = (readme.partition(f"```{kind}\n")[2].partition("```")[0].strip()
+                       for kind in ("python", "text"))
+    assert python(program) == output
