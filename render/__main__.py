@@ -4,6 +4,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import yaml
+
 from .book import Book
 from .config import read_config
 
@@ -14,7 +16,7 @@ def main():
     output = parser.parse_args().output
     try:
         config = read_config(Path.cwd())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, yaml.YAMLError) as error:
         sys.exit(f"_quarto.yml: {error}")
     output = (output or Path(config.get("output-dir", "_book"))).resolve()
     if output.exists() and any(output.iterdir()) and not (output / "index.html").exists():

@@ -16,7 +16,7 @@ from .config import listed
 from .page import Page, el
 
 HERE = Path(__file__).parent
-WARNINGS = {"UnclosedDiv": "a ::: that is opened and not closed"}
+WARNINGS = {"UnclosedDiv": "a ::: or <div> that is opened and not closed"}
 # Quarto's markdown in pandoc's words: a callout's title="..." and a theorem's name="...", which are
 # markdown, become a heading; a labelled equation becomes a span.
 TITLE = re.compile(r'^(:::+ *\{(?=[^}]*(?:\.callout|#\w+-))[^}]*?) (?:title|name)='
@@ -90,9 +90,13 @@ class Book:
     def parse(self, page):
         """Pandoc's tree of a page."""
         path = self.root / page.source
-        markdown = path.read_text(encoding="utf-8")
-        if path.suffix == ".ipynb":
-            markdown = read_notebook(page, json.loads(markdown))
+        try:
+            markdown = path.read_text(encoding="utf-8")
+            if path.suffix == ".ipynb":
+                markdown = read_notebook(page, json.loads(markdown))
+        except (ValueError, KeyError, TypeError) as error:
+            page.complain(f"cannot be read: {type(error).__name__} {error}")
+            return []
         markdown = EQUATION.sub(r"[\1]\2", TITLE.sub(r"\1\3\n\n###### \2\n", markdown))
         tree, warnings = pandoc(markdown, "-f", "markdown", "-t", "json")
         for warning in warnings:
@@ -106,11 +110,15 @@ class Book:
     def cited(self, pages):
         """The pages' trees with all citations, and the works cited; in one run, because years such
         as 2009a and the list of works depend on all pages."""
-        files = [f"--bibliography={self.root / file}"
-                 for file in listed(self.config.get("bibliography"))]
-        tree, warnings = pandoc(document([el("Div", ["", [], []], blocks) for blocks in pages]),
-                                "-f", "json", "-t", "json", "--citeproc", *files,
-                                "-M", "link-citations", "-M", f"lang={self.lang}")
+        files = listed(self.config.get("bibliography"))
+        try:
+            tree, warnings = pandoc(
+                document([el("Div", ["", [], []], blocks) for blocks in pages]), "-f", "json",
+                "-t", "json", "--citeproc", "-M", "link-citations", "-M", f"lang={self.lang}",
+                *(f"--bibliography={self.root / file}" for file in files))
+        except RuntimeError as error:
+            self.problems[f"{', '.join(files)}: {error}"] = None
+            return pages
         self.missing = {warning.get("message", "").removeprefix("citation ")
                         .removesuffix(" not found") for warning in warnings}
         return [block["c"][1] for block in json.loads(tree)["blocks"][:len(pages)]]

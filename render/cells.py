@@ -10,6 +10,8 @@ from .nbfilter import filter_notebook
 
 OPTIONS = set("""code-fold code-summary echo eval fig-alt fig-cap include label output tbl-cap
     warning""".split())
+DIRECTIVES = {"default_exp", "exports", "exporti", "export", "hide"}     # nbdev's, that we use
+OPTION = re.compile(r"^#\|[ \t]*([\w-]+)(:?)[ \t]*(.*)$", re.MULTILINE)
 # The representations of an output that can be shown, the preferred one first, as in Quarto.
 MIMES = {"text/html": "html", "text/markdown": "md", "image/svg+xml": "svg", "image/png": "png",
          "text/plain": "text"}
@@ -42,7 +44,9 @@ def attributes(options, *names):
 def read_notebook(page, notebook):
     """The markdown of a notebook; problems go to `page`, images in outputs to its book."""
     for number, cell in enumerate(notebook["cells"], 1):
-        cell["metadata"]["number"] = number     # as errors name it, whatever the filter drops
+        cell["metadata"]["number"] = page.cell = number     # for errors, whatever the filter drops
+        if cell["cell_type"] == "code":
+            check_options(page, "".join(cell["source"]))
     text = ""
     for cell in filter_notebook(notebook)["cells"]:
         page.cell = cell["metadata"].get("number", page.cell)   # nbdev adds cells of its own
@@ -50,6 +54,15 @@ def read_notebook(page, notebook):
         source = code_cell(page, cell) if is_code else "".join(cell["source"])
         text += marker(page.cell) + source + "\n"
     return text
+
+
+def check_options(page, source):
+    """Complain of options that nobody knows: nbdev's filter would drop some of them silently."""
+    for name, colon, value in OPTION.findall(source):
+        if name not in (OPTIONS if colon else DIRECTIVES):
+            page.complain(f"unknown cell option {name}")
+        elif colon and (not value or value[0] in "[{"):
+            page.complain(f"cell option {name} is not one value")
 
 
 def code_cell(page, cell):
@@ -62,9 +75,6 @@ def code_cell(page, cell):
     except yaml.YAMLError as error:
         page.complain(f"cell options that are not YAML: {str(error).splitlines()[0]}")
         return ""
-    for name, value in options.items():
-        if name not in OPTIONS or isinstance(value, (list, dict)):
-            page.complain(f"unknown cell option {name}: {value}")
     if options.get("include") is False:
         return ""
     text, label = "", options.get("label", "")

@@ -47,4 +47,7 @@ def read_config(root):
         raise ValueError("the first chapter is not index.qmd")
     if missing := [source for source, _ in pages if not (root / source).exists()]:
         raise ValueError(f"no such file: {', '.join(missing)}")
+    books = {f"nbs/{path.name}" for path in root.glob("nbs/*.ipynb")}     # Quarto renders them all
+    if extra := sorted(books - {source for source, _ in pages}):
+        raise ValueError(f"a notebook in no chapter: {', '.join(extra)}")
     return config | {"pages": pages}

@@ -15,7 +15,8 @@ CLASSES = {"cell", "cell-output", "csl-bib-body", "csl-entry", "figure", "hangin
 # Signs that are left in the text where something was not understood.
 LEFT_OVER = {":::": "a ::: that opens or closes nothing", "{{<": "a shortcode",
              "```": "a code fence that is not closed", "$$": "a formula that is not closed",
-             "{#": "a label that labels nothing"}
+             "{#": "a label that labels nothing", "[^": "a footnote that is not defined",
+             "][": "a link whose target is not defined"}
 WRONG_HTML = {      # what is said of HTML in which the expression is found
     "HTML that fetches something from the web":
         r"""(?i)<(?!a\b)\w[^>]*\b(src|href|data|poster)\s*=\s*["']?(https?:)?//"""

@@ -318,7 +318,11 @@ MISTAKES = {
     "callout": (["# T", "::: {.callout-hint}\nx\n:::"], "cell 2: an unknown div: callout-hint"),
     "class": (["# T", "::: {.zebra}\nx\n:::"], "cell 2: an unknown div: zebra"),
     "shortcode": (["# T", "{{< video x.mp4 >}}"], "cell 2: a shortcode"),
-    "unclosed": (["# T", "::: {.callout-tip}\nx", "y"], "cell 2: a ::: that is opened"),
+    "unclosed": (["# T", "::: {.callout-tip}\nx", "y"], "cell 2: a ::: or <div> that is"),
+    "footnote": (["# T", "x[^none]"], "cell 2: a footnote that is not defined"),
+    "target": (["# T", "[x][none]"], "cell 2: a link whose target is not defined"),
+    "directive": (["# T", ("#| hidee\nx",)], "cell 2: unknown cell option hidee"),
+    "empty": (["# T", ("#| fig-alt:\nx",)], "cell 2: cell option fig-alt is not one value"),
     "leftover": (["# T", "x\n\n:::"], "cell 2: a ::: that opens or closes nothing"),
     "fence": (["# T", "```python\nx = 1", ("y = 2",), "z"], "cell 2: a code fence"),
     "reference": (["# T", ("1",), "see @fig-none"], "cell 3: @fig-none refers to nothing"),
@@ -352,7 +356,7 @@ MISTAKES = {
     "latex": (["# T", "\\begin{align}x\\end{align}"], "cell 2: raw tex"),
     "folds": (["# T", "::: {.callout-tip collapse=\"true\" title=\"As @exr-x\"}\nx\n:::"],
               "cell 2: a link or reference in a title that folds"),
-    "captions": (["# T", ("#| fig-cap: [a, b]\nx",)], "cell 2: unknown cell option fig-cap"),
+    "captions": (["# T", ("#| fig-cap: [a, b]\nx",)], "cell 2: cell option fig-cap is not one"),
     "tabs": (["# T", "::: {.panel-tabset}\nx\n:::"], "cell 2: a tabset that does not begin"),
 }
 
@@ -378,9 +382,9 @@ def test_mistakes_in_qmd_pages(mistakes):
 
 
 def test_a_failed_build_leaves_the_old_book(tmp_path):
-    write_book(tmp_path, {"one": ["# One {#sec-neuron}\n\n## R {#sec-rule}\n\n$$x$$ {#eq-x}"]})
+    write_book(tmp_path, {
+        "neuron": ["# One {#sec-neuron}\n\n## R {#sec-rule}\n\n$$x$$ {#eq-x}"]})
     (tmp_path / "index.qmd").write_text("# Home\n")
-    (tmp_path / "nbs/neuron.ipynb").touch()
     assert render(tmp_path).returncode == 0
     (tmp_path / "index.qmd").write_text("# Home\n\n@fig-x")
     before = (tmp_path / "_book/index.html").read_bytes()
@@ -395,6 +399,21 @@ def test_a_folder_that_is_no_book_is_not_replaced(tmp_path):
     done = render(tmp_path)
     assert done.returncode == 1 and "not a book" in done.stderr
     assert (tmp_path / "_book/mine.txt").exists()
+
+
+@pytest.mark.parametrize(("file", "content", "message"), [
+    ("nbs/one.ipynb", "<<<<<<< HEAD", "nbs/one.ipynb: cannot be read: JSONDecodeError"),
+    ("nbs/one.ipynb", "{}", "nbs/one.ipynb: cannot be read: KeyError 'cells'"),
+    ("index.qmd", b"\xff\xfe", "index.qmd: cannot be read: UnicodeDecodeError"),
+    ("_quarto.yml", "book: [", "_quarto.yml: while parsing"),
+    ("references.bib", "@article{x, title = {", "references.bib: pandoc: "),
+    ("nbs/two.ipynb", "{}", "_quarto.yml: a notebook in no chapter: nbs/two.ipynb"),
+])
+def test_files_that_are_broken_are_named(tmp_path, file, content, message):
+    write_book(tmp_path, {"one": ["# One"]})
+    (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    done = render(tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and message in done.stderr
 
 
 @pytest.mark.parametrize("change, message", [
