@@ -194,9 +194,9 @@ def perceptron_epoch(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
     - Source: Rosenblatt (1962).
     """
     x, y, weight, bias = _examples(x, y, weight, bias)
+    rows = range(len(x)) if order is None else as_labels(order, "order", None, len(x))
     if np.asarray(order).dtype == bool:
         raise TypeError("order: expected row numbers, got a mask: use np.flatnonzero")
-    rows = range(len(x)) if order is None else as_labels(order, "order", None, len(x))
     w, number = np.append(weight, bias), x.dtype.type
     mistakes = _epoch(x, y == 1, np.array(rows, np.int32), w, np.zeros(w.size),
                       number(as_float(lr, "lr", (), x.dtype)), number(1), 0)

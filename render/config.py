@@ -7,8 +7,7 @@ KNOWN = set("""appendices author bibliography chapters description lang number-s
 # Those that only Quarto heeds, for its looks and its ways.
 KNOWN |= set("""code-copy css date downloads execute favicon html-math-method ipynb-filters
     link-external-newwindow page-footer page-navigation preview render repo-actions repo-url
-    respect-user-color-scheme search
-    sidebar site-url theme toc""".split())
+    respect-user-color-scheme search sidebar site-url theme toc""".split())
 
 
 def flattened(settings):

@@ -160,7 +160,7 @@ def test_bad_examples_are_named(function, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("order", [[2], [-1], [0.5], [[0, 1]], ["a"], np.nan])
+@pytest.mark.parametrize("order", [[2], [-1], [0.5], [[0, 1]], [[0], [0, 1]], ["a"], np.nan])
 def test_rows_outside_are_refused(order):
     with pytest.raises((TypeError, ValueError), match="^order: "):
         perceptron_epoch([[1, 2], [3, 4]], [0, 1], [1, 2], order=order)
