@@ -1,6 +1,7 @@
 # make book    the book in _book/, by Quarto if it is on PATH, otherwise by render/ (BOOK=quarto|pandoc)
 # make test    everything that CI checks          make serve    the book on http://localhost:8000
 # make outputs all notebooks executed afresh      make bench    speed beside other programs
+# make experiments   the runs that take longer, whose results the chapters show
 PYTHON ?= python3
 BOOK ?= $(if $(shell command -v quarto 2>/dev/null),quarto,pandoc)
 PORT ?= 8000
@@ -13,7 +14,7 @@ comma := ,
 # each call of `say` prints one line of progress
 say = @printf '== %s\n' "$(1)"
 
-.PHONY: book test outputs serve bench export lint clean
+.PHONY: book test outputs serve bench experiments export lint clean
 .DEFAULT_GOAL := book
 
 $(READY): settings.ini setup.py pyproject.toml
@@ -73,6 +74,11 @@ outputs: $(READY)
 
 bench: $(READY)
 	@python -m bench.perceptron
+	@OPENBLAS_THREAD_TIMEOUT=10 python -m bench.layers  # else NumPy's threads wait in the others' way
+
+experiments: $(READY)
+	$(call say,digits: ten seeds$(comma) about five seconds each)
+	@python -m experiments.digits_cnn
 
 clean:
 	rm -rf .venv .venv.log .cache _book .quarto build dist *.egg-info

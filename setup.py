@@ -9,6 +9,7 @@ here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("plot", "data")}
 
 setup(
     name=cfg["lib_name"],
@@ -23,8 +24,8 @@ setup(
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={
-        "plot": cfg["plot_requirements"].split(),
-        "dev": (cfg["plot_requirements"] + " " + cfg["dev_requirements"]).split(),
+        **extras,
+        "dev": [*sum(extras.values(), []), *cfg["dev_requirements"].split()],
     },
     packages=[cfg["lib_name"]],
     package_data={cfg["lib_name"]: ["py.typed"]},

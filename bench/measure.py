@@ -27,6 +27,43 @@ def interleaved(functions, repeats):
     return times
 
 
+def contest(contenders, repeats, block=4e-3):
+    """Milliseconds of a call of each function, and the times of the others as ratios to the first.
+
+    In turn, each is called for `block` seconds that do not count, in which its own threads wake
+    up and those of the one before fall asleep, and for `block` seconds that do. Medians over the
+    repeats; the ratios are those of each turn, given with their quartiles.
+    """
+    calls = {}
+    for name, f in contenders.items():
+        f()
+        start = time.perf_counter()
+        f()
+        calls[name] = max(1, round(block / (time.perf_counter() - start)))
+    times = {name: np.empty(repeats) for name in contenders}
+    for k in range(repeats):
+        for name, f in contenders.items():
+            for _ in range(calls[name]):
+                f()
+            start = time.perf_counter()
+            for _ in range(calls[name]):
+                f()
+            times[name][k] = (time.perf_counter() - start) / calls[name] * 1e3
+    first, *others = times
+    ratios = {name: times[name] / times[first] for name in others}
+    return {"ms": {name: float(f"{np.median(t):.3g}") for name, t in times.items()},
+            "ratio": {name: round(float(np.median(r)), 2) for name, r in ratios.items()},
+            "quartiles": {name: np.percentile(r, [25, 75]).round(2).tolist()
+                          for name, r in ratios.items()}}
+
+
+def peak():
+    "The machine's peak as NumPy's matrix product shows it: the most GFLOP/s in float32."
+    a = np.ones((1536, 1536), np.float32)
+    seconds = interleaved([lambda: a @ a], 9)
+    return 2 * 1536**3 / seconds.min() / 1e9
+
+
 def processor():
     "The processor's name, as far as the system tells it."
     try:
@@ -38,7 +75,8 @@ def processor():
 
 def machine(packages):
     "What the numbers depend on: processor, versions, threads, settings that change them."
-    settings = ("OPENBLAS_CORETYPE", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "NUMBA_CPU_NAME")
+    settings = ("OPENBLAS_CORETYPE", "OPENBLAS_THREAD_TIMEOUT", "OMP_NUM_THREADS",
+                "NUMBA_NUM_THREADS", "NUMBA_CPU_NAME")
     return {
         "date": datetime.date.today().isoformat(),
         "processor": processor(), "cores": os.cpu_count(),
@@ -51,8 +89,9 @@ def machine(packages):
     }
 
 
-def write(name, rows, packages):
+def write(name, rows, packages, **more):
     "Keep the table `rows` with the machine it was measured on, for the book's speed appendix."
     RESULTS.mkdir(exist_ok=True)
-    table = {"machine": machine(["dlnotes", "numba", "numpy", *packages]), "rows": rows}
+    table = {"machine": machine(["dlnotes", "numba", "numpy", *packages]), **more,
+             "rows": rows}
     (RESULTS / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")

@@ -44,13 +44,71 @@ __all__ = sorted(_index())  # in place of the empty one that nbdev writes at the
 
 # %% ../nbs/package.ipynb #56cef694
 if TYPE_CHECKING:
+    from dlnotes.activations import gelu as gelu
+    from dlnotes.activations import gelu_backward as gelu_backward
+    from dlnotes.activations import log_softmax as log_softmax
+    from dlnotes.activations import log_softmax_backward as log_softmax_backward
+    from dlnotes.activations import relu as relu
+    from dlnotes.activations import relu_backward as relu_backward
+    from dlnotes.activations import sigmoid as sigmoid
+    from dlnotes.activations import sigmoid_backward as sigmoid_backward
+    from dlnotes.activations import softmax as softmax
+    from dlnotes.activations import softmax_backward as softmax_backward
+    from dlnotes.activations import tanh as tanh
+    from dlnotes.activations import tanh_backward as tanh_backward
     from dlnotes.checking import as_float as as_float
     from dlnotes.checking import as_labels as as_labels
     from dlnotes.checking import compiled as compiled
     from dlnotes.checking import numerical_grad as numerical_grad
+    from dlnotes.cnn import AvgPool2d as AvgPool2d
+    from dlnotes.cnn import Conv2d as Conv2d
+    from dlnotes.cnn import Flatten as Flatten
+    from dlnotes.cnn import MaxPool2d as MaxPool2d
+    from dlnotes.cnn import avg_pool2d as avg_pool2d
+    from dlnotes.cnn import avg_pool2d_backward as avg_pool2d_backward
+    from dlnotes.cnn import conv2d as conv2d
+    from dlnotes.cnn import conv2d_backward as conv2d_backward
+    from dlnotes.cnn import conv_output_size as conv_output_size
+    from dlnotes.cnn import max_pool2d as max_pool2d
+    from dlnotes.cnn import max_pool2d_backward as max_pool2d_backward
+    from dlnotes.data import ImageData as ImageData
+    from dlnotes.data import as_images as as_images
+    from dlnotes.data import fashion_mnist as fashion_mnist
+    from dlnotes.data import mnist as mnist
+    from dlnotes.data import read_idx as read_idx
     from dlnotes.drawing import Stepper as Stepper
     from dlnotes.drawing import book_style as book_style
     from dlnotes.drawing import figure_svg as figure_svg
+    from dlnotes.estimators import MLPClassifier as MLPClassifier
+    from dlnotes.estimators import MLPRegressor as MLPRegressor
+    from dlnotes.losses import BCEWithLogitsLoss as BCEWithLogitsLoss
+    from dlnotes.losses import CrossEntropyLoss as CrossEntropyLoss
+    from dlnotes.losses import Loss as Loss
+    from dlnotes.losses import MSELoss as MSELoss
+    from dlnotes.losses import (
+        binary_cross_entropy_with_logits as binary_cross_entropy_with_logits)
+    from dlnotes.losses import (
+        binary_cross_entropy_with_logits_backward as binary_cross_entropy_with_logits_backward)
+    from dlnotes.losses import cross_entropy as cross_entropy
+    from dlnotes.losses import cross_entropy_backward as cross_entropy_backward
+    from dlnotes.losses import mse_loss as mse_loss
+    from dlnotes.losses import mse_loss_backward as mse_loss_backward
+    from dlnotes.mlp import GELU as GELU
+    from dlnotes.mlp import Layer as Layer
+    from dlnotes.mlp import Linear as Linear
+    from dlnotes.mlp import LogSoftmax as LogSoftmax
+    from dlnotes.mlp import ReLU as ReLU
+    from dlnotes.mlp import Sequential as Sequential
+    from dlnotes.mlp import Sigmoid as Sigmoid
+    from dlnotes.mlp import Softmax as Softmax
+    from dlnotes.mlp import Tanh as Tanh
+    from dlnotes.mlp import check_gradients as check_gradients
+    from dlnotes.mlp import linear as linear
+    from dlnotes.mlp import linear_backward as linear_backward
+    from dlnotes.mlp import summary as summary
+    from dlnotes.optim import AdamW as AdamW
+    from dlnotes.optim import Optimizer as Optimizer
+    from dlnotes.optim import SGD as SGD
     from dlnotes.perceptron import Perceptron as Perceptron
     from dlnotes.perceptron import heaviside as heaviside
     from dlnotes.perceptron import margin as margin
@@ -61,3 +119,13 @@ if TYPE_CHECKING:
     from dlnotes.perceptron import perceptron_loss as perceptron_loss
     from dlnotes.perceptron import perceptron_update as perceptron_update
     from dlnotes.perceptron import weighted_sum as weighted_sum
+    from dlnotes.threads import in_threads as in_threads
+    from dlnotes.threads import num_threads as num_threads
+    from dlnotes.threads import set_num_threads as set_num_threads
+    from dlnotes.training import History as History
+    from dlnotes.training import cosine_lr as cosine_lr
+    from dlnotes.training import evaluate as evaluate
+    from dlnotes.training import fit as fit
+    from dlnotes.training import load as load
+    from dlnotes.training import save as save
+    from dlnotes.training import step_lr as step_lr

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,54 @@ def as_labels(y: ArrayLike, name: str, n: int | None, n_classes: int = 2) -> np.
     if wrong.any():
         raise ValueError(f"{name}: expected 0 to {n_classes - 1}, got {y[wrong][0]:g}")
     return y.astype(np.int64)
+
+# %% ../nbs/checking.ipynb #064d3b12
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def _input(x: Any, name: str = "x", like: np.ndarray | None = None) -> np.ndarray:
+    "`x` as a float array, of the dtype of `like`."
+    if type(x) is not np.ndarray or x.dtype not in _FLOATS:
+        x = as_float(x, name)
+    if like is not None and x.dtype != like.dtype:
+        raise TypeError(f"{name}: expected dtype {like.dtype}, as the layer's parameters "
+                        f"have, got {x.dtype}")
+    return x
+
+# %% ../nbs/checking.ipynb #e0772600
+def _fitting(grad: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    "`grad`, if it has that shape and dtype."
+    if grad.shape != shape or grad.dtype != dtype:
+        raise ValueError(f"grad: expected {dtype} of shape {shape}, "
+                         f"got {grad.dtype} of shape {grad.shape}")
+    return grad
+
+# %% ../nbs/checking.ipynb #e55bef84
+def _real(value: Any, name: str, low: float = 0.0, below: float = 1e30) -> float:
+    "The argument `name` as a number from `low` to under `below`."
+    if not isinstance(value, Real) or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not low <= float(value) < below:
+        raise ValueError(f"{name}: expected a number from {low:g} to below {below:g}, "
+                         f"got {value!r}")
+    return float(value)
+
+# %% ../nbs/checking.ipynb #3b6dc71f
+def _count(value: Any, name: str, least: int = 1) -> int:
+    "The argument `name` as a whole number that is not under `least`."
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected {least} or more, got {value!r}")
+    return int(value)
+
+# %% ../nbs/checking.ipynb #5797ffd0
+def _instance(value: Any, kind: Any, name: str) -> None:
+    "TypeError unless the argument `name` is a `kind`."
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        wanted = " or ".join(k.__name__ for k in kinds)
+        raise TypeError(f"{name}: expected a {wanted}, got {type(value).__name__}")
 
 # %% ../nbs/checking.ipynb #35b4984b
 def numerical_grad(f: Callable[[np.ndarray], float], x: ArrayLike,

@@ -31,7 +31,7 @@ def public_names(index):
         for full in symbols:
             name = full.removeprefix(module + ".")
             if not re.search(r"(^|\.)_", name):
-                names[name] = names[full] = name.lower()
+                names[name] = names[full] = name
     return names
 
 
@@ -48,7 +48,7 @@ def source_label(source):
     with contextlib.suppress(SyntaxError):
         for node in ast.parse(source).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
-                return f"src-{node.name.lower()}"
+                return f"src-{node.name}"
     return None
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from nbclient import NotebookClient
 
 REPO = Path(__file__).parent.parent
 NOTEBOOKS = sorted((REPO / "nbs").glob("*.ipynb"))
+CHAPTERS = yaml.safe_load((REPO / "_quarto.yml").read_text(encoding="utf-8"))["book"]["chapters"]
 TIMES = re.compile(r" *-?[\d.,]+ *(?:ms|s|x|times)\b")  # numbers that differ from run to run
 
 
@@ -82,5 +84,5 @@ def test_cells_are_short_lines_fit_and_figures_are_described(notebook):
         figure = any(k.startswith("image/") for out in cell.outputs for k in out.get("data", {}))
         assert not figure or "#| fig-alt:" in cell.source, cell.source
     sizes.sort()
-    if len(sizes) > 20:
+    if f"nbs/{notebook.name}" in CHAPTERS:  # appendices may show a whole set of kernels in one cell
         assert sizes[len(sizes) // 2] <= 5 and sizes[int(0.9 * (len(sizes) - 1))] <= 15

@@ -151,7 +151,7 @@ NEURON = [
 ]
 SHAPES = ["# Shapes {#sec-shapes}\n\n$$x$$ {#eq-app}\n\n## Sub\n\n@fig-line @sec-neuron"]
 API = [("# API\n\n## `step` {#step}\n\n[source](neuron.ipynb#src-step)\n\n"
-       "## Neuron {#neuron}\n\n### `Neuron.fit` {#neuron.fit}\n\nText.")]
+       "## Neuron {#Neuron}\n\n### `Neuron.fit` {#Neuron.fit}\n\nText.")]
 
 
 @pytest.fixture(scope="session")
@@ -269,7 +269,7 @@ def test_citations(page, text, site):
 
 def test_links_to_the_api(page):
     assert '<a href="api.html#step"><code>step</code></a>' in page
-    assert '<a href="api.html#neuron.fit"><code>Neuron.fit()</code></a>' in page
+    assert '<a href="api.html#Neuron.fit"><code>Neuron.fit()</code></a>' in page
     assert "<code>_kernel</code>" in page and "#_kernel" not in page
 
 
@@ -310,7 +310,7 @@ def test_search_index(site):
     found = {(title, url): text for _, url, title, text in index}
     assert "array([1])" in found["1.1 Rule", "nbs/neuron.html#sec-rule"]
     assert "def step" in found["1.1 Rule", "nbs/neuron.html#sec-rule"]
-    assert ("B.2.1 Neuron.fit", "nbs/api.html#neuron.fit") in found
+    assert ("B.2.1 Neuron.fit", "nbs/api.html#Neuron.fit") in found
 
 
 # What is wrong, the cells of a chapter that has it, and what is said of which cell.
@@ -436,7 +436,7 @@ def test_names_are_linked_where_they_should_be(tmp_path):
     names = public_names(tmp_path / "_modidx.py")
     linked = "[`step`](api.ipynb#step)"
     assert link_names("use `step` (`toy.neuron.Neuron()`)", names) == (
-        f"use {linked} ([`toy.neuron.Neuron()`](api.ipynb#neuron))")
+        f"use {linked} ([`toy.neuron.Neuron()`](api.ipynb#Neuron))")
     for text in ("# About `step`", "```\n`step`\n```", "[see `step`](x.ipynb)", "`` `step` ``",
                  "$$`step`$$", "`step`{.python}", "`_kernel`", "`unknown`",
                  "::: {title=\"`step`\"}"):
@@ -445,6 +445,6 @@ def test_names_are_linked_where_they_should_be(tmp_path):
 
 
 def test_source_labels():
-    assert source_label("@njit\ndef Step(z): pass") == "src-step"
-    assert source_label("def _hidden(): pass\nclass Net: pass") == "src-net"
+    assert source_label("@njit\ndef Step(z): pass") == "src-Step"
+    assert source_label("def _hidden(): pass\nclass Net: pass") == "src-Net"
     assert source_label("x = 1") is None and source_label("%magic") is None
