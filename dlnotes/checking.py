@@ -79,10 +79,11 @@ def _input(x: Any, name: str = "x", like: np.ndarray | None = None) -> np.ndarra
     return x
 
 # %% ../nbs/checking.ipynb #e0772600
-def _fitting(grad: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _fitting(grad: np.ndarray, shape: tuple[int, ...], dtype: np.dtype,
+             name: str = "grad") -> np.ndarray:
     "`grad`, if it has that shape and dtype."
     if grad.shape != shape or grad.dtype != dtype:
-        raise ValueError(f"grad: expected {dtype} of shape {shape}, "
+        raise ValueError(f"{name}: expected {dtype} of shape {shape}, "
                          f"got {grad.dtype} of shape {grad.shape}")
     return grad
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .checking import _input, as_float, compiled
+from .checking import _fitting, _input, as_float, compiled
 from .mlp import Layer, _random, _size
 from .threads import _empty, _spread
 
@@ -187,6 +187,7 @@ class Conv2d(Layer):
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         weight = self.params["weight"]
         bias = _bias(self.params.get("bias"), weight)
+        _fitting(bias, weight.shape[:1], weight.dtype, "bias")
         x = _input(x, like=weight)
         plan = _checked_plan(x.shape, weight.shape, self.stride, self.padding,
                              self.dilation, self.groups)
@@ -195,9 +196,13 @@ class Conv2d(Layer):
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
         (x, plan), weight = cache, self.params["weight"]
+        _fitting(weight, (plan.out[1], plan.inputs, *weight.shape[2:]), x.dtype, "weight")
+        if weight[0, 0].size != plan.taps.size:
+            raise ValueError(f"cache: not of a layer with weights of shape {weight.shape}")
         grad = _shaped(_input(grad, "grad", x), plan.out)
         grad_x, *grads = _fast_conv2d_backward(grad, x, weight, plan, input_grad)
-        return grad_x, dict(zip(self.params, grads))
+        named = zip(("weight", "bias"), grads)
+        return grad_x, {name: g for name, g in named if name in self.params}
 
     def __repr__(self) -> str:
         o, c, *kernel = self.params["weight"].shape

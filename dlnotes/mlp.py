@@ -70,6 +70,8 @@ class Layer:
                              "are not in both")
         new = {name: as_float(state[name], name, a.shape, a.dtype)
                for name, a in own.items()}
+        if fixed := [name for name, a in own.items() if not a.flags.writeable]:
+            raise ValueError(f"{fixed[0]}: expected an array that can be written to")
         for name, a in own.items():
             a[...] = new[name]
 
@@ -268,8 +270,14 @@ class Sequential(Layer):
             if not isinstance(layer, Layer):
                 raise TypeError(f"layers: expected a Layer at {i}, got {layer!r}")
         self.layers = layers
-        self.params = {f"{i}.{name}": a for i, layer in enumerate(layers)
-                       for name, a in layer.params.items()}
+        arrays = [id(a) for layer in layers for a in layer.params.values()]
+        if len(set(arrays)) < len(arrays):
+            raise ValueError("layers: expected each layer once, as gradients are kept by name")
+
+    @property
+    def params(self) -> dict[str, np.ndarray]:  # type: ignore[override]
+        return {f"{i}.{name}": a for i, layer in enumerate(self.layers)
+                for name, a in layer.params.items()}
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         caches = []
@@ -280,7 +288,7 @@ class Sequential(Layer):
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
-        grads = dict.fromkeys(self.params, grad)  # the order of `params`
+        grads: dict[str, Any] = dict.fromkeys(self.params)  # in the order of `params`
         for i in range(len(self.layers) - 1, -1, -1):
             grad, own = self.layers[i].backward(grad, cache[i], input_grad or i > 0)
             for name, g in own.items():

@@ -206,7 +206,7 @@ def _max_pooled(x: np.ndarray, plan: _Pool) -> tuple[np.ndarray, np.ndarray]:
         x, (m, *out) = _batch_last(x), plan.out
         z, where = _empty((*out, m), x.dtype), _empty((*out, m), np.dtype(np.uint32))
         _max_pool_last(x, z, where)
-        return _batch_first(z), where
+        return _batch_first(z), _batch_first(where)
     x = np.ascontiguousarray(x)
     z, where = _empty(plan.out, x.dtype), _empty(plan.out, np.dtype(np.uint32))
     if plan.side_by_side:
@@ -218,10 +218,10 @@ def _max_pooled(x: np.ndarray, plan: _Pool) -> tuple[np.ndarray, np.ndarray]:
 # %% ../nbs/pooling.ipynb #64b1d33e
 def _max_pooled_grad(grad: np.ndarray, where: np.ndarray, shape: Any,
                      plan: _Pool) -> np.ndarray:
-    if where.shape != plan.out:  # the batch was last
+    if _lies_batch_last(where):
         m, *rest = shape
         out = _empty((*rest, m), grad.dtype)
-        _max_pool_last_grad(_batch_last(grad), where, out)
+        _max_pool_last_grad(_batch_last(grad), _batch_last(where), out)
         return _batch_first(out)
     grad, out = np.ascontiguousarray(grad), _empty(shape, grad.dtype)
     if plan.side_by_side and plan.covered and grad.dtype == np.float32:
@@ -234,6 +234,7 @@ def _max_pooled_grad(grad: np.ndarray, where: np.ndarray, shape: Any,
 # %% ../nbs/pooling.ipynb #f622651a
 def _avg_pooled(x: np.ndarray, plan: _Pool) -> np.ndarray:
     "The means."
+    x = np.ascontiguousarray(x)
     z = _empty(plan.out, x.dtype)
     if plan.side_by_side:
         _by_channels(_avg_pool_2x2, [x, z])
@@ -243,6 +244,7 @@ def _avg_pooled(x: np.ndarray, plan: _Pool) -> np.ndarray:
 
 # %% ../nbs/pooling.ipynb #9081becf
 def _avg_pooled_grad(grad: np.ndarray, shape: Any, plan: _Pool) -> np.ndarray:
+    grad = np.ascontiguousarray(grad)
     out = _empty(shape, grad.dtype)
     if plan.side_by_side and plan.covered:
         _by_channels(_avg_pool_2x2_grad, [grad, out])

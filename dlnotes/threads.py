@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from itertools import accumulate, count
 from math import prod
+from operator import index
 from queue import SimpleQueue
 from sys import getrefcount
 
@@ -85,7 +86,7 @@ class _Pool:
 
     def grow(self, size: int) -> None:
         with self.lock:
-            for _ in range(self.size, size):
+            for _ in range(self.size, min(size, 256)):  # more would only wait
                 threading.Thread(target=self.serve, name="dlnotes", daemon=True).start()
                 self.size += 1
 
@@ -103,6 +104,7 @@ def in_threads(work: Callable[[int], None], n: int) -> None:
     - Returns when all calls have; raises what one of them raised.
     - Safe from several threads at once, and from within `work`.
     """
+    n = index(n)
     helpers = min(_threads, n) - 1
     if helpers < 1:
         for i in range(n):
@@ -111,7 +113,7 @@ def in_threads(work: Callable[[int], None], n: int) -> None:
     if _pool.size < helpers:
         _pool.grow(helpers)
     job = _Job(work, n)
-    for _ in range(helpers):
+    for _ in range(min(helpers, _pool.size)):
         _pool.jobs.put(job)
     job.run()
     for _ in range(100):  # the last piece is nearly done, and to be woken takes longer
@@ -140,9 +142,13 @@ def _scratch(dtype: np.dtype, *lengths: int) -> list[np.ndarray]:
     sizes = [-(-n * dtype.itemsize // 64) * 64 for n in lengths]
     if getattr(_own, "memory", np.empty(0)).size < sum(sizes):
         memory = np.empty(sum(sizes) + 64, np.uint8)
-        _own.memory = memory[-memory.ctypes.data % 64:]
+        memory = memory[-memory.ctypes.data % 64:]
+        if memory.size <= _MOST // 4:
+            _own.memory = memory
+    else:
+        memory = _own.memory
     starts = accumulate(sizes, initial=0)
-    return [_own.memory[start:start + n * dtype.itemsize].view(dtype)
+    return [memory[start:start + n * dtype.itemsize].view(dtype)
             for start, n in zip(starts, lengths)]
 
 # %% ../nbs/threads.ipynb #23aff20b
@@ -153,14 +159,22 @@ def _references(memories: list[np.ndarray]) -> int:
     return 0
 
 
-_ALONE = _references([np.empty(0)])
+def _alone() -> int:
+    "What it counts where nobody else refers to it; 0, so that nothing is used twice, if unsure."
+    memories = [np.empty(8, np.uint8)]
+    alone = _references(memories)
+    view = memories[0].view()
+    return alone if _references(memories) == alone + 1 == 4 and view.size else 0
+
+
+_ALONE = _alone()
 _MOST = 1 << 28  # bytes that a thread keeps
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     "As `numpy.empty`, large arrays in memory that this thread has had before and is free again."
     size = prod(shape) * dtype.itemsize
-    if size < 1 << 15:
+    if not 1 << 15 <= size <= _MOST // 4:
         return np.empty(shape, dtype)
     kept = _own.__dict__.setdefault("kept", {})
     for memory in kept.setdefault(size, []):

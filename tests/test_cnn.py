@@ -539,3 +539,67 @@ def test_the_script_trains():
     once, again = (digits_cnn.result(0, quick) for _ in range(2))
     assert once["accuracy"] > 0.9
     assert once["wrong"] == again["wrong"]  # the same seed, the same weights
+
+
+def test_parameters_that_were_replaced_are_refused_before_a_kernel_reads_past_them():
+    layer = Conv2d(3, 64, 3, rng=0)
+    x = np.ones((2, 3, 9, 9), np.float32)
+    y, cache = layer.forward(x)
+    layer.params["weight"] = np.zeros((128, 3, 3, 3), np.float32)
+    with pytest.raises(ValueError, match="weight: expected"):
+        layer.backward(y, cache)
+    layer = Conv2d(3, 64, 3, rng=0)
+    layer.params["bias"] = np.zeros(1, np.float32)
+    with pytest.raises(ValueError, match="bias: expected"):
+        layer(x)
+
+
+def test_gradients_go_by_name_and_not_by_the_order_of_params():
+    layer = Conv2d(3, 8, 3, rng=0)
+    layer.params = dict(reversed(layer.params.items()))
+    y, cache = layer.forward(np.ones((2, 3, 9, 9), np.float32))
+    _, grads = layer.backward(y, cache)
+    assert {k: g.shape for k, g in grads.items()} == {k: p.shape for k, p in layer.params.items()}
+
+
+def test_max_pooling_knows_how_its_images_lay():
+    "All four lengths of the answer are 4: its shape does not tell."
+    x = np.random.default_rng(0).random((4, 8, 8, 4)).transpose(3, 0, 1, 2)
+    for images in (x, np.ascontiguousarray(x)):
+        y, cache = MaxPool2d(2).forward(images[:, :4])
+        assert MaxPool2d(2).backward(np.ones_like(y), cache)[0].sum() == y.size
+
+
+@pytest.mark.parametrize("pool", [AvgPool2d(3), AvgPool2d(2), MaxPool2d(3), MaxPool2d(2)])
+def test_pools_take_images_however_they_lie(pool):
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((8, 3, 12, 12)).astype(np.float32)
+    wanted, cache = pool.forward(images)
+    grad = rng.standard_normal(wanted.shape).astype(np.float32)
+    back = pool.backward(grad, cache)[0]
+    wide = np.repeat(images, 2, axis=3)[..., ::2]
+    for same in (images.transpose(1, 2, 3, 0).copy().transpose(3, 0, 1, 2), wide,
+                 images[..., ::-1].copy()[..., ::-1]):
+        y, cache = pool.forward(same)
+        np.testing.assert_array_equal(y, wanted)
+        np.testing.assert_array_equal(pool.backward(grad, cache)[0], back)
+
+
+def test_small_images_give_what_large_ones_give_through_a_whole_network():
+    "The batch lies last from layer to layer; alone, each image goes the other way."
+    rng = np.random.default_rng(1)
+    net = Sequential(Conv2d(2, 5, 3, padding=1, rng=rng, dtype=float), ReLU(), MaxPool2d(2),
+                     Conv2d(5, 3, (2, 3), dilation=(2, 1), rng=rng, dtype=float), AvgPool2d(2))
+    x = rng.standard_normal((11, 2, 12, 10))
+    y, cache = net.forward(x)
+    grad = rng.standard_normal(y.shape)
+    dx, grads = net.backward(grad, cache)
+    sums = {k: 0 for k in grads}
+    for k in range(len(x)):
+        one, cache = net.forward(x[k:k + 1])
+        np.testing.assert_allclose(one, y[k:k + 1], rtol=0, atol=1e-13)
+        back, own = net.backward(grad[k:k + 1], cache)
+        np.testing.assert_allclose(back, dx[k:k + 1], rtol=0, atol=1e-12)
+        sums = {k: s + own[k] for k, s in sums.items()}
+    for name, g in grads.items():
+        np.testing.assert_allclose(sums[name], g, rtol=0, atol=1e-11)

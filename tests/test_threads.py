@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dlnotes.checking import compiled
-from dlnotes.threads import _available, _scratch, in_threads, num_threads, set_num_threads
+from dlnotes.threads import _available, _empty, _scratch, in_threads, num_threads, set_num_threads
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -138,3 +138,40 @@ def test_the_environment_says_how_many(monkeypatch):
         _available()
     monkeypatch.delenv("DLNOTES_NUM_THREADS")
     assert _available() >= 1
+
+
+def test_pieces_are_counted_in_whole_numbers():
+    with pytest.raises(TypeError):
+        in_threads(lambda i: None, 2.5)
+
+
+TRACED = """
+import sys
+def look(frame, event, arg):
+    frame.f_locals
+    return look
+sys.settrace(look)
+import dlnotes.threads as threads
+sys.settrace(None)
+import numpy as np
+arrays = [threads._empty((300, 300), np.dtype("f4")) for _ in range(4)]
+assert not any(np.shares_memory(a, b) for i, a in enumerate(arrays) for b in arrays[:i])
+print("apart")
+"""
+
+
+def test_memory_is_not_given_out_twice_under_a_debugger():
+    out = subprocess.run([sys.executable, "-c", TRACED], capture_output=True, text=True,
+                         timeout=120)
+    assert out.stdout == "apart\n", out.stderr
+
+
+def test_memory_in_use_is_not_given_out():
+    rng, live = np.random.default_rng(0), []
+    for k in range(300):
+        a = _empty((int(rng.integers(90, 93)), 200), np.dtype(np.float32))
+        a[:] = k
+        live.append((k, a[::2] if k % 2 else a))
+        if len(live) > 9:
+            live.pop(int(rng.integers(len(live))))
+        assert all((b == j).all() for j, b in live)
