@@ -135,6 +135,7 @@ def _spread(work: Callable[[int, int], None], n: int, size: int) -> None:
 
 # %% ../nbs/threads.ipynb #c331f217
 _own = threading.local()
+_MOST = 1 << 28  # bytes that a thread keeps
 
 
 def _scratch(dtype: np.dtype, *lengths: int) -> list[np.ndarray]:
@@ -168,7 +169,6 @@ def _alone() -> int:
 
 
 _ALONE = _alone()
-_MOST = 1 << 28  # bytes that a thread keeps
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
