@@ -8,8 +8,6 @@ from dlnotes import tiles
 from dlnotes.checking import compiled
 from dlnotes.tiles import _BYTES, _ROWS, _VECTORS, _dots, _narrow_tile, _tile
 
-pytestmark = pytest.mark.kernel
-
 
 @compiled()
 def _tile_of(y, w, x, offsets, j):
@@ -31,6 +29,7 @@ def close(got, wanted, terms):
     return abs(got - wanted).max() <= 8 * terms * np.finfo(got.dtype).eps
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), terms=st.integers(1, 60), j=st.integers(0, 50))
@@ -50,6 +49,7 @@ def test_tiles(dtype, seed, terms, j):
             assert ((got == 7) == (wanted == 7)).all()  # nothing written beside the tile
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), vectors=st.integers(1, 9), o=st.integers(0, 5),
@@ -79,8 +79,6 @@ def test_vectors_follow_the_processor(monkeypatch, features, expected):
 @pytest.mark.parametrize("shape", [(64, 8), (32, 4), (16, 4)])
 def test_other_processors_tiles(monkeypatch, shape):
     "The instructions of narrower vectors run here too, and give the same sums."
-    if tiles.config.DISABLE_JIT:
-        pytest.skip("nothing is compiled")
     from numba import njit
     monkeypatch.setattr(tiles, "_BYTES", shape[0])
     monkeypatch.setattr(tiles, "_ROWS", shape[1])
