@@ -380,7 +380,7 @@ class _Summary:
                          for i, k, s, n in lines)
 
     def _repr_markdown_(self) -> str:
-        lines = [self.head, (":--", ":--", ":--", "--:"), *self._cells()]
+        lines = [("no.", "layer", *self.head[2:]), (":--", ":--", ":--", "--:"), *self._cells()]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 # %% ../nbs/mlp.ipynb #c1419da3
