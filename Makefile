@@ -52,6 +52,8 @@ serve:
 # sources has its own (tests/conftest.py does the same for pytest)
 STATE = $(CURDIR)/.cache/$(shell cat dlnotes/*.py nbs/*.ipynb | cksum | cut -d' ' -f1)
 
+# several notebooks run at a time, and NumPy's threads would wait in each other's way
+test: export OPENBLAS_NUM_THREADS = 1
 test: $(READY) lint
 	$(call say,executing the notebooks (nbdev_test))
 	@NUMBA_CACHE_DIR="$(STATE)/numba" XDG_CACHE_HOME="$(STATE)" nbdev_test
@@ -74,11 +76,17 @@ outputs: $(READY)
 
 bench: $(READY)
 	@python -m bench.perceptron
-	@OPENBLAS_THREAD_TIMEOUT=10 python -m bench.layers  # else NumPy's threads wait in the others' way
+	@for part in layers recurrent normalization attention models; do \
+	  OPENBLAS_THREAD_TIMEOUT=10 python -m bench.$$part || exit 1; done  # else NumPy's threads wait in the way
 
 experiments: $(READY)
 	$(call say,digits: ten seeds$(comma) about five seconds each)
 	@python -m experiments.digits_cnn
+	$(call say,letters$(comma) and how far back RNN$(comma) LSTM and GRU remember)
+	@python -m experiments.char_rnn
+	@python -m experiments.long_memory
+	$(call say,dates by three models$(comma) three seeds of one to three minutes each)
+	@for model in seq2seq attention transformer; do python -m experiments.dates $$model || exit 1; done
 
 clean:
 	rm -rf .venv .venv.log .cache _book .quarto build dist *.egg-info

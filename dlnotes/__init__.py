@@ -56,6 +56,12 @@ if TYPE_CHECKING:
     from dlnotes.activations import softmax_backward as softmax_backward
     from dlnotes.activations import tanh as tanh
     from dlnotes.activations import tanh_backward as tanh_backward
+    from dlnotes.attention import Attention as Attention
+    from dlnotes.attention import AttentionSeq2Seq as AttentionSeq2Seq
+    from dlnotes.attention import BahdanauSeq2Seq as BahdanauSeq2Seq
+    from dlnotes.blocks import MultiHeadAttention as MultiHeadAttention
+    from dlnotes.blocks import TransformerDecoderLayer as TransformerDecoderLayer
+    from dlnotes.blocks import TransformerEncoderLayer as TransformerEncoderLayer
     from dlnotes.checking import as_float as as_float
     from dlnotes.checking import as_labels as as_labels
     from dlnotes.checking import compiled as compiled
@@ -76,23 +82,54 @@ if TYPE_CHECKING:
     from dlnotes.data import fashion_mnist as fashion_mnist
     from dlnotes.data import mnist as mnist
     from dlnotes.data import read_idx as read_idx
+    from dlnotes.dates import CharTokenizer as CharTokenizer
+    from dlnotes.dates import DatePairs as DatePairs
+    from dlnotes.dates import DateSplits as DateSplits
+    from dlnotes.dates import as_examples as as_examples
+    from dlnotes.dates import date_pairs as date_pairs
+    from dlnotes.dates import date_splits as date_splits
+    from dlnotes.decoding import beam_search as beam_search
+    from dlnotes.dot_product import (
+        scaled_dot_product_attention as scaled_dot_product_attention,
+    )
+    from dlnotes.dot_product import (
+        scaled_dot_product_attention_backward as scaled_dot_product_attention_backward,
+    )
     from dlnotes.drawing import Stepper as Stepper
     from dlnotes.drawing import book_style as book_style
     from dlnotes.drawing import figure_svg as figure_svg
+    from dlnotes.encoder_decoder import Decoder as Decoder
+    from dlnotes.encoder_decoder import Encoder as Encoder
+    from dlnotes.encoder_decoder import Seq2Seq as Seq2Seq
+    from dlnotes.encoder_decoder import greedy_decode as greedy_decode
     from dlnotes.estimators import MLPClassifier as MLPClassifier
     from dlnotes.estimators import MLPRegressor as MLPRegressor
+    from dlnotes.gradients import BatchNorm as BatchNorm
+    from dlnotes.gradients import LayerNorm as LayerNorm
+    from dlnotes.gradients import clip_grad_norm as clip_grad_norm
+    from dlnotes.gradients import kaiming_normal as kaiming_normal
+    from dlnotes.gradients import kaiming_uniform as kaiming_uniform
+    from dlnotes.gradients import orthogonal as orthogonal
+    from dlnotes.gradients import xavier_normal as xavier_normal
+    from dlnotes.gradients import xavier_uniform as xavier_uniform
     from dlnotes.losses import BCEWithLogitsLoss as BCEWithLogitsLoss
     from dlnotes.losses import CrossEntropyLoss as CrossEntropyLoss
     from dlnotes.losses import Loss as Loss
     from dlnotes.losses import MSELoss as MSELoss
     from dlnotes.losses import (
-        binary_cross_entropy_with_logits as binary_cross_entropy_with_logits)
+        binary_cross_entropy_with_logits as binary_cross_entropy_with_logits,
+    )
     from dlnotes.losses import (
-        binary_cross_entropy_with_logits_backward as binary_cross_entropy_with_logits_backward)
+        binary_cross_entropy_with_logits_backward as binary_cross_entropy_with_logits_backward,
+    )
     from dlnotes.losses import cross_entropy as cross_entropy
     from dlnotes.losses import cross_entropy_backward as cross_entropy_backward
     from dlnotes.losses import mse_loss as mse_loss
     from dlnotes.losses import mse_loss_backward as mse_loss_backward
+    from dlnotes.lstm import GRU as GRU
+    from dlnotes.lstm import LSTM as LSTM
+    from dlnotes.lstm import chrono_init as chrono_init
+    from dlnotes.mlp import Composite as Composite
     from dlnotes.mlp import GELU as GELU
     from dlnotes.mlp import Layer as Layer
     from dlnotes.mlp import Linear as Linear
@@ -119,6 +156,14 @@ if TYPE_CHECKING:
     from dlnotes.perceptron import perceptron_loss as perceptron_loss
     from dlnotes.perceptron import perceptron_update as perceptron_update
     from dlnotes.perceptron import weighted_sum as weighted_sum
+    from dlnotes.recurrent import Dropout as Dropout
+    from dlnotes.recurrent import Recurrent as Recurrent
+    from dlnotes.rnn import Embedding as Embedding
+    from dlnotes.rnn import RNN as RNN
+    from dlnotes.rnn import SequenceModel as SequenceModel
+    from dlnotes.rnn import Transpose as Transpose
+    from dlnotes.sequences import SequenceClassifier as SequenceClassifier
+    from dlnotes.sequences import SequenceForecaster as SequenceForecaster
     from dlnotes.threads import in_threads as in_threads
     from dlnotes.threads import num_threads as num_threads
     from dlnotes.threads import set_num_threads as set_num_threads
@@ -129,3 +174,6 @@ if TYPE_CHECKING:
     from dlnotes.training import load as load
     from dlnotes.training import save as save
     from dlnotes.training import step_lr as step_lr
+    from dlnotes.transformer import Transformer as Transformer
+    from dlnotes.transformer import rotate as rotate
+    from dlnotes.transformer import sinusoidal_positions as sinusoidal_positions

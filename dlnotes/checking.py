@@ -81,7 +81,9 @@ def _input(x: Any, name: str = "x", like: np.ndarray | None = None) -> np.ndarra
 # %% ../nbs/checking.ipynb #e0772600
 def _fitting(grad: np.ndarray, shape: tuple[int, ...], dtype: np.dtype,
              name: str = "grad") -> np.ndarray:
-    "`grad`, if it has that shape and dtype."
+    "`grad`, if it is an array of that shape and dtype."
+    if not isinstance(grad, np.ndarray):
+        raise TypeError(f"{name}: expected an array, got {grad!r}")
     if grad.shape != shape or grad.dtype != dtype:
         raise ValueError(f"{name}: expected {dtype} of shape {shape}, "
                          f"got {grad.dtype} of shape {grad.shape}")

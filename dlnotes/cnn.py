@@ -5,6 +5,7 @@
 # %% ../nbs/cnn.ipynb #c7021bb8
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -199,7 +200,7 @@ class Conv2d(Layer):
         _fitting(weight, (plan.out[1], plan.inputs, *weight.shape[2:]), x.dtype, "weight")
         if weight[0, 0].size != plan.taps.size:
             raise ValueError(f"cache: not of a layer with weights of shape {weight.shape}")
-        grad = _shaped(_input(grad, "grad", x), plan.out)
+        grad = _fitting(_input(grad, "grad", x), plan.out, x.dtype)
         grad_x, *grads = _fast_conv2d_backward(grad, x, weight, plan, input_grad)
         named = zip(("weight", "bias"), grads)
         return grad_x, {name: g for name, g in named if name in self.params}
@@ -310,38 +311,30 @@ class _Pooling(Layer):
                 if getattr(self, name) != value]
         return f"{type(self).__name__}({_short(self.kernel_size)}{''.join(more)})"
 
-# %% ../nbs/cnn.ipynb #7e410196
+# %% ../nbs/cnn.ipynb #2fac6d4e
 class MaxPool2d(_Pooling):
     "The largest number of each window; settings and errors as for `max_pool2d`."
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         x, plan = self._plan(x)
         z, where = _max_pooled(x, plan)
-        return z, (where, x.shape, plan)
+        return z, (where, x.shape, x.dtype, plan)
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
-        where, shape, plan = cache
-        return _max_pooled_grad(_shaped(grad, plan.out), where, shape, plan), {}
+        where, shape, dtype, plan = cache
+        return _max_pooled_grad(_fitting(grad, plan.out, dtype), where, shape, plan), {}
 
-# %% ../nbs/cnn.ipynb #dff1c87c
+# %% ../nbs/cnn.ipynb #c05a00e1
 class AvgPool2d(_Pooling):
     "The mean of each window; settings and errors as for `avg_pool2d`."
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         x, plan = self._plan(x)
-        return _avg_pooled(x, plan), (x.shape, plan)
+        return _avg_pooled(x, plan), (x.shape, x.dtype, plan)
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
-        shape, plan = cache
-        return _avg_pooled_grad(_shaped(grad, plan.out), shape, plan), {}
-
-# %% ../nbs/cnn.ipynb #e7031058
-def _shaped(grad: Any, shape: tuple[int, ...]) -> np.ndarray:
-    "`grad`, or an error if it is not of `shape`."
-    grad = _input(grad, "grad")
-    if grad.shape != shape:
-        raise ValueError(f"grad: expected shape {shape}, got {grad.shape}")
-    return grad
+        shape, dtype, plan = cache
+        return _avg_pooled_grad(_fitting(grad, plan.out, dtype), shape, plan), {}
 
 # %% ../nbs/cnn.ipynb #d43ba603
 class Flatten(Layer):
@@ -350,8 +343,10 @@ class Flatten(Layer):
         x = _input(x)
         if x.ndim < 2:
             raise ValueError(f"x: expected shape (m, ...), got {x.shape}")
-        return x.reshape(len(x), -1), x.shape
+        rows = x.reshape(len(x), math.prod(x.shape[1:]))
+        return rows, (rows.shape, x.shape, x.dtype)
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
-        return grad.reshape(cache), {}
+        rows, shape, dtype = cache
+        return _fitting(grad, rows, dtype).reshape(shape), {}

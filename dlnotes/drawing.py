@@ -45,6 +45,10 @@ _SCRIPT = """
 customElements.get("dl-stepper") || customElements.define("dl-stepper",
 class extends HTMLElement {
   connectedCallback() {
+    if (document.readyState != "loading") return this.start();
+    document.addEventListener("DOMContentLoaded", () => this.start(), {once: true});
+  }
+  start() {
     this.frames = [...this.querySelectorAll("img")];
     this.slider = this.querySelector("input");
     const [back, on] = this.querySelectorAll("button");

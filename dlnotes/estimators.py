@@ -82,11 +82,80 @@ def _enough(labels: np.ndarray | None, share: float) -> np.ndarray | None:
     part = int(min(share, 1 - share) * len(labels))
     return labels if part >= len(counts) and counts.min() >= 2 else None
 
-# %% ../nbs/estimators.ipynb #b1966def
-class _MLP(BaseEstimator):
-    "The part that does not depend on what the answers mean."
+# %% ../nbs/estimators.ipynb #d3d98af3
+class _Estimator(BaseEstimator):
+    "Training that depends neither on the network nor on what its answers mean."
     _loss: Any
+    max_norm: float | None = None
 
+    def _check_training(self):
+        for name in ("learning_rate_init", "weight_decay", "tol"):
+            _real(getattr(self, name), name)
+        for name in ("batch_size", "max_iter", "n_iter_no_change"):
+            _count(getattr(self, name), name)
+        for name in ("shuffle", "early_stopping", "verbose"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise TypeError(f"{name}: expected True or False, "
+                                f"got {getattr(self, name)!r}")
+        if not 0 < _real(self.validation_fraction, "validation_fraction") < 1:
+            raise ValueError("validation_fraction: expected a share between 0 and 1, "
+                             f"got {self.validation_fraction!r}")
+
+    def _start(self, X, outputs):
+        "A fresh network for the inputs `X`."
+        self._rng = _generator(self.random_state)
+        self.model_ = self._network(X, outputs)
+        self._optimizer = AdamW(self.model_.params, self.learning_rate_init,
+                                weight_decay=self.weight_decay)
+        self.loss_curve_, self.n_iter_ = [], 0
+
+    def _learn(self, X, y, epochs, validation=None, callback=None):
+        "Train for up to `epochs`; returns the history."
+        patience = None if validation is None else self.n_iter_no_change
+        model = self.__dict__.pop("model_")  # an error leaves nothing to go on from
+        history = fit_model(
+            model, self._loss, self._optimizer, X, y, epochs=epochs,
+            batch_size=self.batch_size, validation=validation, patience=patience,
+            shuffle=self.shuffle, rng=self._rng, max_norm=self.max_norm, callback=callback,
+            progress=self.verbose)
+        self.model_ = model
+        self.loss_curve_ += history.train_loss
+        self.n_iter_ += len(history.epochs)
+        return history
+
+    def _fit(self, X, y, outputs, stratify=None):
+        "Train a fresh network until it is done."
+        self._start(X, outputs)
+        if self.early_stopping:
+            rows, aside = self._split(len(y), stratify)
+            history = self._learn(_rows(X, rows), y[rows], self.max_iter,
+                                  validation=(_rows(X, aside), y[aside]))
+            self.validation_loss_curve_ = history.val_loss
+            done = history.stopped_early
+        else:
+            plateau = _Plateau(self.tol, self.n_iter_no_change)
+            self._learn(X, y, self.max_iter, callback=plateau)
+            done = plateau.waited >= plateau.epochs
+        if not done:
+            warnings.warn(f"the loss was still falling after max_iter={self.max_iter} "
+                          "epochs", ConvergenceWarning, stacklevel=3)
+        return self
+
+    def _split(self, m, stratify):
+        "Examples to learn from, and examples set aside for validation."
+        return train_test_split(
+            np.arange(m), test_size=self.validation_fraction,
+            stratify=_enough(stratify, self.validation_fraction),
+            random_state=int(self._rng.integers(2**31)))
+
+
+def _rows(X, rows):
+    "Some examples of an array, or of a tuple of arrays."
+    return tuple(part[rows] for part in X) if isinstance(X, tuple) else X[rows]
+
+# %% ../nbs/estimators.ipynb #030d1eef
+class _MLP(_Estimator):
+    "The part that does not depend on what the answers mean."
     def __init__(self, hidden_layer_sizes: int | Sequence[int] = (100,),
                  activation: str = "relu", *, learning_rate_init: float = 1e-3,
                  weight_decay: float = 1e-2, batch_size: int = 32, max_iter: int = 200,
@@ -112,59 +181,11 @@ class _MLP(BaseEstimator):
         if not isinstance(self.activation, str) or self.activation not in _ACTIVATIONS:
             raise ValueError(f"activation: expected one of {list(_ACTIVATIONS)}, "
                              f"got {self.activation!r}")
-        for name in ("learning_rate_init", "weight_decay", "tol"):
-            _real(getattr(self, name), name)
-        for name in ("batch_size", "max_iter", "n_iter_no_change"):
-            _count(getattr(self, name), name)
-        for name in ("shuffle", "early_stopping", "verbose"):
-            if not isinstance(getattr(self, name), (bool, np.bool_)):
-                raise TypeError(f"{name}: expected True or False, "
-                                f"got {getattr(self, name)!r}")
-        if not 0 < _real(self.validation_fraction, "validation_fraction") < 1:
-            raise ValueError("validation_fraction: expected a share between 0 and 1, "
-                             f"got {self.validation_fraction!r}")
+        self._check_training()
 
-    def _start(self, X, outputs):
-        "A fresh network for the inputs `X`."
-        self._rng = _generator(self.random_state)
+    def _network(self, X, outputs):
         widths = [X.shape[1], *_sizes(self.hidden_layer_sizes), outputs]
-        self.model_ = _network(widths, self.activation, self._rng, X.dtype)
-        self._optimizer = AdamW(self.model_.params, self.learning_rate_init,
-                                weight_decay=self.weight_decay)
-        self.loss_curve_, self.n_iter_ = [], 0
-
-    def _learn(self, X, y, epochs, validation=None, callback=None):
-        "Train for up to `epochs`; returns the history."
-        patience = None if validation is None else self.n_iter_no_change
-        model = self.__dict__.pop("model_")  # an error leaves nothing to go on from
-        history = fit_model(
-            model, self._loss, self._optimizer, X, y, epochs=epochs,
-            batch_size=self.batch_size, validation=validation, patience=patience,
-            shuffle=self.shuffle, rng=self._rng, callback=callback, progress=self.verbose)
-        self.model_ = model
-        self.loss_curve_ += history.train_loss
-        self.n_iter_ += len(history.epochs)
-        return history
-
-    def _fit(self, X, y, outputs, stratify=None):
-        "Train a fresh network until it is done."
-        self._start(X, outputs)
-        if self.early_stopping:
-            X, X_val, y, y_val = train_test_split(
-                X, y, test_size=self.validation_fraction,
-                stratify=_enough(stratify, self.validation_fraction),
-                random_state=int(self._rng.integers(2**31)))
-            history = self._learn(X, y, self.max_iter, validation=(X_val, y_val))
-            self.validation_loss_curve_ = history.val_loss
-            done = history.stopped_early
-        else:
-            plateau = _Plateau(self.tol, self.n_iter_no_change)
-            self._learn(X, y, self.max_iter, callback=plateau)
-            done = plateau.waited >= plateau.epochs
-        if not done:
-            warnings.warn(f"the loss was still falling after max_iter={self.max_iter} "
-                          "epochs", ConvergenceWarning, stacklevel=3)
-        return self
+        return _network(widths, self.activation, self._rng, X.dtype)
 
     def _answers(self, X):
         "What the network answers to the rows of `X`."
@@ -172,8 +193,47 @@ class _MLP(BaseEstimator):
         X = validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=False)
         return self.model_(X.astype(self.model_[0].params["weight"].dtype, copy=False))
 
-# %% ../nbs/estimators.ipynb #e07fa0eb
-class MLPClassifier(ClassifierMixin, _MLP):
+# %% ../nbs/estimators.ipynb #1117eeae
+class _Classifier(ClassifierMixin, _Estimator):
+    "What does not depend on the kind of inputs."
+    _loss = CrossEntropyLoss()
+
+    def fit(self, X: Any, y: ArrayLike) -> Any:
+        """Learn from the examples `X` and their classes `y` (m,). Returns self.
+
+        Raises TypeError or ValueError on data or settings that do not fit,
+        FloatingPointError if the loss overflows; warns ConvergenceWarning if it was
+        still falling after `max_iter` epochs.
+        """
+        self.__dict__.pop("model_", None)
+        data, targets = self._checked(X, y)
+        self.classes_, labels = np.unique(targets, return_inverse=True)
+        self._two_classes("y")
+        return self._fit(data, labels, len(self.classes_), stratify=labels)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probability of each class for the examples `X`: (m, k).
+
+        Raises ValueError on a wrong number of inputs, NotFittedError before `fit`.
+        """
+        return softmax(self._answers(X), 1)
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        "The logarithm of `predict_proba`."
+        return log_softmax(self._answers(X), 1)
+
+    def predict(self, X: Any) -> np.ndarray:
+        "The likeliest class for each of the examples `X`: (m,)."
+        best = self._answers(X).argmax(axis=1)
+        return self.classes_[best]
+
+    def _two_classes(self, name):
+        if len(self.classes_) < 2:
+            raise ValueError(f"{name}: expected at least 2 classes, got 1 class, "
+                             f"{self.classes_}")
+
+# %% ../nbs/estimators.ipynb #bdf401ba
+class MLPClassifier(_Classifier, _MLP):
     r"""Multilayer perceptron for classification, trained by AdamW.
 
     - `hidden_layer_sizes`: units of the hidden layers, from the input on; `activation`:
@@ -192,21 +252,6 @@ class MLPClassifier(ClassifierMixin, _MLP):
 
     Source: as for `AdamW`; the conventions are scikit-learn's.
     """
-    _loss = CrossEntropyLoss()
-
-    def fit(self, X: ArrayLike, y: ArrayLike) -> MLPClassifier:
-        """Learn from `X` (m, n) and the classes `y` (m,). Returns self.
-
-        Raises TypeError or ValueError on data or settings that do not fit,
-        FloatingPointError if the loss overflows; warns ConvergenceWarning if it was
-        still falling after `max_iter` epochs.
-        """
-        self.__dict__.pop("model_", None)
-        data, targets = self._checked(X, y)
-        self.classes_, labels = np.unique(targets, return_inverse=True)
-        self._two_classes("y")
-        return self._fit(data, labels, len(self.classes_), stratify=labels)
-
     def partial_fit(self, X: ArrayLike, y: ArrayLike,
                     classes: ArrayLike | None = None) -> MLPClassifier:
         """One epoch over `X` (m, n), `y` (m,); the first call must name all `classes`.
@@ -229,33 +274,12 @@ class MLPClassifier(ClassifierMixin, _MLP):
         self._learn(data, np.searchsorted(known, targets), 1)
         return self
 
-    def predict_proba(self, X: ArrayLike) -> np.ndarray:
-        """Probability of each class for the rows of `X` (m, n): (m, k).
-
-        Raises ValueError on a wrong number of inputs, NotFittedError before `fit`.
-        """
-        return softmax(self._answers(X), 1)
-
-    def predict_log_proba(self, X: ArrayLike) -> np.ndarray:
-        "The logarithm of `predict_proba`."
-        return log_softmax(self._answers(X), 1)
-
-    def predict(self, X: ArrayLike) -> np.ndarray:
-        "The likeliest class for each row of `X` (m, n): (m,)."
-        best = self._answers(X).argmax(axis=1)
-        return self.classes_[best]
-
     def _checked(self, X, y, reset=True):
         self._check_settings()
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C",
                              reset=reset)
         check_classification_targets(y)
         return X, y
-
-    def _two_classes(self, name):
-        if len(self.classes_) < 2:
-            raise ValueError(f"{name}: expected at least 2 classes, got 1 class, "
-                             f"{self.classes_}")
 
 # %% ../nbs/estimators.ipynb #4b3f50ff
 class MLPRegressor(RegressorMixin, _MLP):
@@ -270,11 +294,9 @@ class MLPRegressor(RegressorMixin, _MLP):
     _loss = MSELoss()
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> MLPRegressor:
-        """Learn from `X` (m, n) and the targets `y`, (m,) or (m, k). Returns self.
+        """Learn from `X` (m, n) and `y`, (m,) or (m, k). Returns self.
 
-        Raises TypeError or ValueError on data or settings that do not fit,
-        FloatingPointError if the loss overflows; warns ConvergenceWarning if it was
-        still falling after `max_iter` epochs.
+        Raises as `MLPClassifier.fit` does.
         """
         self.__dict__.pop("model_", None)
         data, targets = self._checked(X, y)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .activations import _tops
-from .checking import _input, as_float, as_labels, compiled
+from .checking import _count, _input, _real, as_float, as_labels, compiled
 from .elementary import _exp, _log1p
 from .threads import _empty, _spread
 
@@ -19,10 +19,10 @@ from .threads import _empty, _spread
 __all__ = ['mse_loss', 'mse_loss_backward', 'binary_cross_entropy_with_logits', 'binary_cross_entropy_with_logits_backward',
            'cross_entropy', 'cross_entropy_backward', 'Loss', 'MSELoss', 'BCEWithLogitsLoss', 'CrossEntropyLoss']
 
-# %% ../nbs/losses.ipynb #d2db54ee
+# %% ../nbs/losses.ipynb #53909353
 @compiled(fastmath={"contract", "nsz", "reassoc"})
 def _cross_entropy_kernel(z, top, target, scale, losses, grad):
-    "The loss of each row, and `scale` times its slope."
+    "The loss of each row, and `scale` times its slope; both 0 where the target is under 0."
     for start in range(0, z.shape[0], 4):
         end = min(start + 4, z.shape[0])
         for i in range(start, end):
@@ -32,11 +32,27 @@ def _cross_entropy_kernel(z, top, target, scale, losses, grad):
                 total += g[j]
             losses[i] = total
         for i in range(start, end):
-            g, share = grad[i], z.dtype.type(scale / losses[i])
+            counts = target[i] >= 0
+            g, share = grad[i], z.dtype.type(scale / losses[i] if counts else 0)
             for j in range(g.size):
                 g[j] *= share
-            g[target[i]] -= scale
-            losses[i] = np.log(losses[i]) + (top[i] - z[i, target[i]])
+            if counts:
+                g[target[i]] -= scale
+            losses[i] = np.log(losses[i]) + (top[i] - z[i, target[i]]) if counts else 0
+
+# %% ../nbs/losses.ipynb #a1288438
+@compiled(fastmath={"contract", "nsz", "reassoc"})
+def _smooth_kernel(z, target, scale, share, losses, grad):
+    "Add what it costs that `share` of each target is spread over all classes."
+    each = z.dtype.type(scale * share / z.shape[1])
+    for i in range(z.shape[0]):
+        if target[i] >= 0:
+            row, g, of_target, total = z[i], grad[i], z[i, target[i]], 0.0
+            for j in range(row.size):
+                total += row[j] - of_target
+                g[j] -= each
+            g[target[i]] += z.dtype.type(scale * share)
+            losses[i] -= share * total / row.size
 
 # %% ../nbs/losses.ipynb #b3e79682
 @compiled(fastmath={"contract", "nsz", "reassoc"})
@@ -85,46 +101,58 @@ def _pointwise(kernel: Any, answer: np.ndarray, target: Any,
     return float(total) / n, grad
 
 # %% ../nbs/losses.ipynb #ad54fcfa
-def _class_numbers(target: Any, shape: tuple[int, ...], n_classes: int) -> np.ndarray:
-    "Targets of the given shape, as flat int64 from 0 to `n_classes` - 1."
+def _class_numbers(target: Any, shape: tuple[int, ...], n_classes: int,
+                   ignore_index: int = -100, name: str = "target") -> np.ndarray:
+    "Targets of the given shape, as flat int64 to `n_classes` - 1; -1: to be ignored."
     if type(target) is not np.ndarray or target.dtype.kind not in "iu":
-        target = as_float(target, "target")
+        target = as_float(target, name)
     if target.shape != shape:
-        raise ValueError(f"target: expected shape {shape}, got {target.shape}")
+        raise ValueError(f"{name}: expected shape {shape}, got {target.shape}")
     target = target.reshape(-1)
-    if target.dtype.kind == "f":
-        return as_labels(target, "target", None, n_classes)
-    target = target.astype(np.int64, copy=False)
-    if target.view(np.uint64).max() >= n_classes:  # a negative one is huge
-        as_labels(target, "target", None, n_classes)  # raises
-    return target
+    if target.dtype.kind in "iu":
+        target = target.astype(np.int64, copy=False)
+        unusual = target.view(np.uint64).max(initial=0) >= n_classes  # or negative
+        if not unusual and not 0 <= ignore_index < n_classes:
+            return target
+    ignored = target == ignore_index
+    target = as_labels(np.where(ignored, 0, target), name, None, n_classes)
+    if ignored.all() and target.size:
+        raise ValueError(f"{name}: expected one that is not to be ignored, got "
+                         f"{ignore_index} only")
+    return np.where(ignored, -1, target)
 
 # %% ../nbs/losses.ipynb #7988e3d3
-def _cross_entropy(answer: np.ndarray, target: Any,
-                   reduction: str) -> tuple[float, np.ndarray]:
+def _cross_entropy(answer: np.ndarray, target: Any, reduction: str,
+                   ignore_index: int = -100, smoothing: float = 0.0,
+                   ) -> tuple[float, np.ndarray]:
     "Loss and slope of `answer` (N, C, ...) for class numbers (N, ...)."
-    if answer.ndim != 2:
-        return _cross_entropy_of_many(answer, target, reduction)
-    m = len(answer)
-    n = _divisor(answer, m, reduction)
-    z, y = np.ascontiguousarray(answer), _class_numbers(target, (m,), answer.shape[1])
-    losses, grad = np.empty(m), _empty(z.shape, z.dtype)
-    scale = z.dtype.type(1 / n)
-    _spread(lambda i, j: _cross_entropy_kernel(
-        z[i:j], _tops(z[i:j]), y[i:j], scale, losses[i:j], grad[i:j]), m, z.size)
-    return float(np.add.reduce(losses)) / n, grad
-
-
-def _cross_entropy_of_many(answer: np.ndarray, target: Any,
-                           reduction: str) -> tuple[float, np.ndarray]:
-    "The same with more axes: each place is an example, its classes on axis 1."
     if answer.ndim < 2:
         raise ValueError(f"answer: expected shape (N, C, ...), got {answer.shape}")
     _divisor(answer, 1, reduction)
-    last = np.moveaxis(answer, 1, -1)
-    y = _class_numbers(target, last.shape[:-1], last.shape[-1])
-    loss, grad = _cross_entropy(last.reshape(-1, last.shape[-1]), y, reduction)
-    return loss, np.ascontiguousarray(np.moveaxis(grad.reshape(last.shape), -1, 1))
+    last = answer if answer.ndim == 2 else np.moveaxis(answer, 1, -1)
+    y = _class_numbers(target, last.shape[:-1], last.shape[-1], ignore_index)
+    z = np.ascontiguousarray(last.reshape(-1, last.shape[-1]))
+    loss, grad = _cross_entropy_of_rows(z, y, reduction, smoothing)
+    if answer.ndim == 2:
+        return loss, grad
+    grad = np.moveaxis(grad.reshape(last.shape), -1, 1)  # may lie as the answer does
+    return loss, grad if last.flags.c_contiguous else np.ascontiguousarray(grad)
+
+
+def _cross_entropy_of_rows(z: np.ndarray, y: np.ndarray, reduction: str,
+                           smoothing: float) -> tuple[float, np.ndarray]:
+    "The same of logits (m, C); a class number -1 does not count."
+    m, losses, grad = len(z), np.empty(len(z)), _empty(z.shape, z.dtype)
+    n = 1 if reduction == "sum" else m if y.min() >= 0 else int((y >= 0).sum())
+    scale = z.dtype.type(1 / n)
+
+    def work(i: int, j: int) -> None:
+        _cross_entropy_kernel(z[i:j], _tops(z[i:j]), y[i:j], scale, losses[i:j], grad[i:j])
+        if smoothing:
+            _smooth_kernel(z[i:j], y[i:j], scale, smoothing, losses[i:j], grad[i:j])
+
+    _spread(work, m, z.size)
+    return float(np.add.reduce(losses)) / n, grad
 
 # %% ../nbs/losses.ipynb #6045024c
 def mse_loss(answer: ArrayLike, target: ArrayLike, reduction: str = "mean") -> float:
@@ -173,22 +201,34 @@ def binary_cross_entropy_with_logits_backward(
                       _as_probabilities(target), reduction)[1]
 
 # %% ../nbs/losses.ipynb #c52d2451
-def cross_entropy(answer: ArrayLike, target: ArrayLike, reduction: str = "mean") -> float:
+def cross_entropy(answer: ArrayLike, target: ArrayLike, reduction: str = "mean", *,
+                  ignore_index: int = -100, label_smoothing: float = 0.0) -> float:
     r"""Cross-entropy of logits, the mean of $-\log p_y$ over the examples; overflow-safe.
 
     - `answer`: logits (N, C) or (N, C, ...), classes on axis 1; `target`: (N,) or
       (N, ...), class numbers 0 to C - 1; `reduction`: "mean" or "sum".
+    - `ignore_index`: the class number of examples that do not count, such as padding;
+      `label_smoothing`: from 0 to 1, the share of each target spread over all classes.
     - Raises TypeError on what is not real numbers, ValueError on NaN, infinity, shapes or
-      class numbers that do not fit, and where there is no example.
-    - Source: Bishop, *Pattern Recognition and Machine Learning*, section 4.3.4.
+      class numbers that do not fit, and where there is no example that counts.
+    - Source: Bishop, *Pattern Recognition and Machine Learning*, section 4.3.4; Szegedy
+      et al. (2016), section 7.
     """
-    return _cross_entropy(as_float(answer, "answer"), target, reduction)[0]
+    return _cross_entropy(as_float(answer, "answer"), target, reduction,
+                          *_class_options(ignore_index, label_smoothing))[0]
 
 # %% ../nbs/losses.ipynb #4aa2e53b
-def cross_entropy_backward(answer: ArrayLike, target: ArrayLike,
-                           reduction: str = "mean") -> np.ndarray:
+def cross_entropy_backward(answer: ArrayLike, target: ArrayLike, reduction: str = "mean",
+                           *, ignore_index: int = -100,
+                           label_smoothing: float = 0.0) -> np.ndarray:
     """Gradient of `cross_entropy` by the logits, of their shape. Errors as there."""
-    return _cross_entropy(as_float(answer, "answer"), target, reduction)[1]
+    return _cross_entropy(as_float(answer, "answer"), target, reduction,
+                          *_class_options(ignore_index, label_smoothing))[1]
+
+
+def _class_options(ignore_index: int, label_smoothing: float) -> tuple[int, float]:
+    return (_count(ignore_index, "ignore_index", -2**62),
+            _real(label_smoothing, "label_smoothing", 0, 1 + 1e-9))
 
 # %% ../nbs/losses.ipynb #61201145
 class Loss:
@@ -226,5 +266,11 @@ class BCEWithLogitsLoss(Loss):
 # %% ../nbs/losses.ipynb #37810c65
 class CrossEntropyLoss(Loss):
     "As `cross_entropy`, of logits (N, C, ...) and class numbers (N, ...)."
+    def __init__(self, reduction: str = "mean", *, ignore_index: int = -100,
+                 label_smoothing: float = 0.0):
+        super().__init__(reduction)
+        self.ignore_index, self.label_smoothing = _class_options(ignore_index, label_smoothing)
+
     def forward(self, answer: np.ndarray, target: ArrayLike) -> tuple[float, Any]:
-        return _cross_entropy(_input(answer, "answer"), target, self.reduction)
+        return _cross_entropy(_input(answer, "answer"), target, self.reduction,
+                              self.ignore_index, self.label_smoothing)

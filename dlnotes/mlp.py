@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -16,22 +16,29 @@ from .activations import _by_rows, _each, _gelu, _length
 from .activations import _log_softmax_grad, _log_softmax_kernel
 from .activations import _relu_grad, _relu_kernel, _sigmoid_grad, _sigmoid_kernel
 from .activations import _softmax_grad, _softmax_kernel, _tanh_grad, _tanh_kernel
-from .checking import _FLOATS, _fitting, _input, as_float, numerical_grad
+from .checking import _FLOATS, _fitting, _input, _instance, as_float, numerical_grad
 from .losses import Loss
 
 # %% auto #0
 __all__ = ['Layer', 'Linear', 'linear', 'linear_backward', 'Sigmoid', 'Tanh', 'ReLU', 'GELU', 'Softmax', 'LogSoftmax',
-           'Sequential', 'check_gradients', 'summary']
+           'Composite', 'Sequential', 'check_gradients', 'summary']
 
 # %% ../nbs/mlp.ipynb #b3ab3466
+_L = TypeVar("_L", bound="Layer")
+
+
 class Layer:
     """A part of a network: `forward`, `backward` and named parameters.
 
     - `params`: name -> array, empty where there is nothing to learn. Learning changes the
       arrays in place.
+    - `training`: whether it is being trained; few layers care. `takes_ids`: whether `x` are
+      whole numbers that name things, and not amounts.
     - To write one: set `params` in `__init__`, and write `forward` and `backward`.
     """
     params: dict[str, np.ndarray]
+    training: bool = True
+    takes_ids: bool = False
 
     def __init__(self) -> None:
         self.params = {}
@@ -51,8 +58,17 @@ class Layer:
         """
         raise NotImplementedError
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.forward(x)[0]
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        return self.forward(*inputs, **options)[0]
+
+    def train(self: _L, mode: bool = True) -> _L:
+        "Set `training`, here and in all parts; returns the layer itself."
+        self.training = mode
+        return self
+
+    def eval(self: _L) -> _L:
+        "The same as `train(False)`."
+        return self.train(False)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         "All arrays that make the layer what it is, by name: its own, no copies."
@@ -258,26 +274,55 @@ class LogSoftmax(Softmax):
     "The logarithm of `Softmax`, overflow-safe, as a layer."
     _forward, _slope = staticmethod(_log_softmax_kernel), staticmethod(_log_softmax_grad)
 
-# %% ../nbs/mlp.ipynb #077ed0c1
-class Sequential(Layer):
-    """Layers one after the other; `model[i]` is one of them, `model[i:j]` some.
+# %% ../nbs/mlp.ipynb #c6d65a81
+class Composite(Layer):
+    """Layers with names that make one layer.
 
-    - `params`: those of all, as "0.weight", "2.bias"; the arrays are the layers' own.
-    - Raises TypeError on what is not a `Layer`.
+    - `parts`: name -> layer; `params`: those of all, as "name.weight": the parts' own.
+    - To write one: call `super().__init__(name=layer, ...)`, and write `forward` and
+      `backward`, whose gradients `_join` puts together.
+    - Raises TypeError on what is not a `Layer`, ValueError where one comes twice.
     """
-    def __init__(self, *layers: Layer):
-        for i, layer in enumerate(layers):
-            if not isinstance(layer, Layer):
-                raise TypeError(f"layers: expected a Layer at {i}, got {layer!r}")
-        self.layers = layers
-        arrays = [id(a) for layer in layers for a in layer.params.values()]
+    def __init__(self, **parts: Layer):
+        for name, part in parts.items():
+            _instance(part, Layer, name)
+        self.parts = parts
+        arrays = [id(a) for part in parts.values() for a in part.params.values()]
         if len(set(arrays)) < len(arrays):
             raise ValueError("layers: expected each layer once, as gradients are kept by name")
 
     @property
     def params(self) -> dict[str, np.ndarray]:  # type: ignore[override]
-        return {f"{i}.{name}": a for i, layer in enumerate(self.layers)
+        return {f"{part}.{name}": a for part, layer in self.parts.items()
                 for name, a in layer.params.items()}
+
+    def _join(self, grads: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        "Gradients by part as one dictionary, in the order of `params`."
+        return {f"{part}.{name}": grads[part][name] for part, layer in self.parts.items()
+                for name in layer.params}
+
+    def train(self, mode: bool = True) -> Any:
+        for part in self.parts.values():
+            part.train(mode)
+        return super().train(mode)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {f"{part}.{name}": a for part, layer in self.parts.items()
+                for name, a in layer.state_dict().items()}
+
+# %% ../nbs/mlp.ipynb #5e96f501
+class Sequential(Composite):
+    """Layers one after the other; `model[i]` is one of them, `model[i:j]` some.
+
+    - `params`: those of all, as "0.weight", "2.bias"; the arrays are the layers' own.
+    - Raises TypeError on what is not a `Layer`, ValueError where one comes twice.
+    """
+    def __init__(self, *layers: Layer):
+        for i, layer in enumerate(layers):
+            _instance(layer, Layer, f"layers[{i}]")
+        super().__init__(**{str(i): layer for i, layer in enumerate(layers)})
+        self.layers = layers
+        self.takes_ids = bool(layers) and layers[0].takes_ids
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         caches = []
@@ -288,17 +333,11 @@ class Sequential(Layer):
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
-        grads: dict[str, Any] = dict.fromkeys(self.params)  # in the order of `params`
+        grads = {}
         for i in range(len(self.layers) - 1, -1, -1):
-            grad, own = self.layers[i].backward(grad, cache[i], input_grad or i > 0)
-            for name, g in own.items():
-                grads[f"{i}.{name}"] = g
-        return grad, grads
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        "All arrays of all layers, by name: their own, no copies."
-        return {f"{i}.{name}": a for i, layer in enumerate(self.layers)
-                for name, a in layer.state_dict().items()}
+            wanted = input_grad or i > 0
+            grad, grads[str(i)] = self.layers[i].backward(grad, cache[i], wanted)
+        return grad, self._join(grads)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -318,18 +357,20 @@ def check_gradients(model: Layer, loss: Loss, x: ArrayLike, y: ArrayLike,
     r"""Largest relative difference of a model's gradients from finite differences.
 
     - `x`, `y`: examples and targets, as for the model and the loss; `h`: the step.
-    - Compares the gradients by all parameters and by `x`, in float64 and on a copy of the
-      model. Right ones come to about $10^{-8}$, wrong ones mostly to above $10^{-3}$.
+    - Compares the gradients by all parameters and by `x`, unless the model takes ids, in
+      float64 and on a copy of the model. Right ones come to about $10^{-8}$, wrong ones
+      mostly to above $10^{-3}$.
     - Takes two losses for each number in `x` and the parameters: small models only. At a
       kink, such as that of ReLU at 0, the differences mean nothing.
     - Raises as the model does, and ValueError where its gradients lack names or shapes.
     """
     twin = _in_float64(model)
-    x = as_float(x, "x", dtype=np.float64)
+    x = np.asarray(x) if model.takes_ids else as_float(x, "x", dtype=np.float64)
     answer, cache = twin.forward(x)
     value, loss_cache = loss.forward(answer, y)
     grad_x, grads = twin.backward(loss.backward(loss_cache), cache)
-    worst = _difference(grad_x, numerical_grad(lambda v: loss(twin(v), y), x, h), value, "x")
+    worst = 0.0 if model.takes_ids else _difference(
+        grad_x, numerical_grad(lambda v: loss(twin(v), y), x, h), value, "x")
     if grads.keys() != twin.params.keys():
         raise ValueError(f"model: expected gradients {list(twin.params)}, got {list(grads)}")
     for name, p in twin.params.items():
@@ -393,8 +434,8 @@ def summary(model: Layer, input_shape: Sequence[int]) -> _Summary:
     - Raises TypeError where `model` is no `Layer`, and as the model does on shapes that do
       not fit.
     """
-    if not isinstance(model, Layer):
-        raise TypeError(f"model: expected a Layer, got {model!r}")
+    _instance(model, Layer, "model")
+    model = copy.deepcopy(model).eval()  # looked at, not trained
     shape = (1, *(_size(n, "input_shape") for n in input_shape))
     first = next(iter(model.params.values()), np.zeros(1, np.float32))
     rows: list[tuple[str, str, tuple[int, ...], int]] = []
@@ -408,5 +449,5 @@ def summary(model: Layer, input_shape: Sequence[int]) -> _Summary:
         size = sum(p.size for p in layer.params.values())
         rows.append((name, repr(layer), y.shape[1:], size))
         return y
-    walk(model, "", np.zeros(shape, first.dtype))
+    walk(model, "", np.zeros(shape, np.int64 if model.takes_ids else first.dtype))
     return _Summary(rows)

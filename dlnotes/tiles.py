@@ -70,6 +70,17 @@ class _Code:
         "The address of the number `n` places on."
         return self.b.gep(address, [ir.IntType(64)(n) if isinstance(n, int) else n])
 
+    def skip(self, address: Any, n: Any) -> Any:
+        "The address `n` bytes on."
+        octets = self.b.bitcast(address, ir.IntType(8).as_pointer())
+        return self.b.bitcast(self.b.gep(octets, [n]), address.type)
+
+    def clamped(self, start: Any, n: int, end: Any) -> list:
+        "start, start + 1, ..., n of them, but none beyond the last before `end`."
+        last = self.b.sub(end, end.type(1))
+        places = [self.b.add(start, end.type(i)) for i in range(n)]
+        return [self.b.select(self.b.icmp_signed("<", i, last), i, last) for i in places]
+
     def load(self, address: Any, lanes: int = 0) -> Any:
         vector = ir.VectorType(self.number, lanes or self.lanes)
         value = self.b.load(self.b.bitcast(address, vector.as_pointer()))
@@ -97,15 +108,16 @@ def _add_products(c: _Code, rows: list, columns: list, sums: list) -> list:
     return [c.b.fadd(c.b.fmul(a, b, **fused), s, **fused) for (a, b), s in zip(pairs, sums)]
 
 
-def _loop(c: _Code, stop: Any, step: int, n: int, body: Callable) -> list:
-    "n sums = body(i, sums) for i in range(0, stop, step), from zeros; at least once."
+def _loop(c: _Code, stop: Any, step: int, n: int | list, body: Callable) -> list:
+    "n sums = body(i, sums) for i in range(0, stop, step), from zeros or `n`; at least once."
     b, i64 = c.b, ir.IntType(64)
+    starts = n if isinstance(n, list) else [ir.Constant(c.vector, None)] * n
     before, inside, after = b.block, b.append_basic_block(), b.append_basic_block()
     b.branch(inside)
     b.position_at_end(inside)
-    i, sums = b.phi(i64), [b.phi(c.vector) for _ in range(n)]
+    i, sums = b.phi(i64), [b.phi(c.vector) for _ in starts]
     new = [b.add(i, i64(step)), *body(i, sums)]
-    for phi, start, end in zip([i, *sums], [i64(0)] + [ir.Constant(c.vector, None)] * n, new):
+    for phi, start, end in zip([i, *sums], [i64(0), *starts], new):
         phi.add_incoming(start, before)
         phi.add_incoming(end, inside)
     b.cbranch(b.icmp_signed("<", new[0], stop), inside, after)
@@ -184,3 +196,155 @@ def _vector_dots(typingctx, d, g, x, offsets, o, t, at, n):
 
 
 _dots = _plain_dots if _uncompiled else _vector_dots
+
+# %% ../nbs/tiles.ipynb #09debbb7
+_PANEL = 2  # vectors in a row of a panel
+
+
+def _plain_product(y, a, w, r, p):
+    "y[r + i, p n + c] += sum over k of a[r + i, k] w[p, k, c], for the rows i of a tile."
+    rows, width = slice(r, min(r + _ROWS, len(a))), w.shape[2]
+    y[rows, p * width:(p + 1) * width] += a[rows] @ w[p, :a.shape[1]]
+
+
+def _plain_row_product(y, a, w, r, p):
+    "The same for one row."
+    _plain_product(y, a[:r + 1], w, r, p)
+
+# %% ../nbs/tiles.ipynb #d733ef50
+def _make_product(rows: int) -> Any:
+    "A tile of that many rows, of columns as many as a panel has; it adds to what is there."
+    @intrinsic
+    def product(typingctx, y, a, w, r, p):
+        def code(context, builder, signature, args):
+            c, i64 = _Code(context, builder, signature.args[:3], args[:3]), ir.IntType(64)
+            width, vectors, panel = _PANEL * c.lanes, range(_PANEL), c.row(2, args[4])
+            n, terms = cgutils.unpack_tuple(builder, c.arrays[1].shape)
+            step = cgutils.unpack_tuple(builder, c.arrays[1].strides)[1]
+            indices = c.clamped(args[3], rows, n)
+            starts = [c.row(1, i) for i in indices]
+
+            def body(k, sums):
+                row = c.move(panel, builder.mul(k, i64(width)))
+                factors = [c.spread(c.skip(s, builder.mul(k, step))) for s in starts]
+                return _add_products(c, factors, [c.load(c.move(row, v * c.lanes))
+                                                  for v in vectors], sums)
+
+            sums = _loop(c, terms, 1, rows * _PANEL, body)
+            places = [c.row(0, i, builder.mul(args[4], i64(width))) for i in indices]
+            places = [c.move(place, v * c.lanes) for place in places for v in vectors]
+            totals = [builder.fadd(c.load(place), s) for place, s in zip(places, sums)]
+            for total, place in zip(totals, places):
+                c.store(total, place)
+            return context.get_dummy_value()
+        return types.void(y, a, w, types.intp, types.intp), code
+    return product
+
+
+_product = _plain_product if _uncompiled else _make_product(_ROWS)
+_row_product = _plain_row_product if _uncompiled else _make_product(1)
+
+# %% ../nbs/tiles.ipynb #9098ac53
+def _plain_lanes_max(lanes, rows):
+    "lanes[c] = the largest of lanes[c] and all rows[j, c]."
+    np.maximum(lanes, rows.max(0), out=lanes)
+
+
+def _plain_lanes_sum(lanes, rows):
+    "lanes[c] += the sum of rows[j, c] over j."
+    lanes += rows.sum(0)
+
+
+def _plain_rows_minus(lanes, rows):
+    "rows[j, c] -= lanes[c]."
+    rows -= lanes
+
+
+def _plain_rows_times(lanes, rows):
+    "rows[j, c] *= lanes[c]."
+    rows *= lanes
+
+# %% ../nbs/tiles.ipynb #a327ec75
+def _make_lanes(step: Callable) -> Any:
+    "For each row: its vectors and those of the lanes = step(builder, row, lanes)."
+    @intrinsic
+    def over_rows(typingctx, lanes, rows):
+        def code(context, builder, signature, args):
+            c, changed = _Code(context, builder, signature.args, args), []
+            places = [c.move(c.arrays[0].data, v * c.lanes) for v in range(_PANEL)]
+
+            def body(j, old):
+                at = [c.move(c.row(1, j), v * c.lanes) for v in range(_PANEL)]
+                rows = [c.load(p) for p in at]
+                pairs = [step(builder, row, lane) for row, lane in zip(rows, old)]
+                for (new, _), row, place in zip(pairs, rows, at):
+                    if new is not row:
+                        c.store(new, place)
+                return [lane for _, lane in pairs]
+
+            n = cgutils.unpack_tuple(builder, c.arrays[1].shape)[0]
+            for lane, place in zip(_loop(c, n, 1, [c.load(p) for p in places], body), places):
+                c.store(lane, place)
+            return context.get_dummy_value()
+        return types.void(lanes, rows), code
+    return over_rows
+
+# %% ../nbs/tiles.ipynb #20e6e813
+def _lanes_kernels() -> tuple:
+    "Maximum and sum into the lanes; the lanes taken from the rows, and multiplied with them."
+    if _uncompiled:
+        return _plain_lanes_max, _plain_lanes_sum, _plain_rows_minus, _plain_rows_times
+
+    def most(b, row, old):
+        return row, b.select(b.fcmp_ordered(">", row, old), row, old)
+
+    return (_make_lanes(most),
+            _make_lanes(lambda b, row, old: (row, b.fadd(old, row))),
+            _make_lanes(lambda b, row, old: (b.fsub(row, old), old)),
+            _make_lanes(lambda b, row, old: (b.fmul(row, old), old)))
+
+
+_lanes_max, _lanes_sum, _rows_minus, _rows_times = _lanes_kernels()
+
+# %% ../nbs/tiles.ipynb #ee61ac5a
+def _plain_turned_square(y, x, i, j):
+    "y[j + c, i + r] = x[i + r, j + c], for r and c within a vector."
+    n = _BYTES // x.itemsize
+    y[j:j + n, i:i + n] = x[i:i + n, j:j + n].T
+
+
+@intrinsic
+def _vector_turned_square(typingctx, y, x, i, j):
+    def code(context, builder, signature, args):
+        c = _Code(context, builder, signature.args[:2], args[:2])
+        i64, (i, j), half = ir.IntType(64), args[2:], 1
+        rows = [c.load(c.row(1, builder.add(i, i64(r)), j)) for r in range(c.lanes)]
+        while half < c.lanes:
+            low = [k + c.lanes - half if k & half else k for k in range(c.lanes)]
+            high = [k + c.lanes if k & half else k + half for k in range(c.lanes)]
+            rows = [c.pick(rows[r & ~half], rows[r | half], high if r & half else low)
+                    for r in range(c.lanes)]
+            half *= 2
+        for r, row in enumerate(rows):
+            c.store(row, c.row(0, builder.add(j, i64(r)), i))
+        return context.get_dummy_value()
+    return types.void(y, x, types.intp, types.intp), code
+
+
+_turned_square = _plain_turned_square if _uncompiled else _vector_turned_square
+
+# %% ../nbs/tiles.ipynb #1f84a092
+def _plain_whole_vectors():
+    "Ask the compiler for vectors of the full width in the function that calls this."
+
+
+@intrinsic
+def _ask_for_whole_vectors(typingctx):
+    def code(context, builder, signature, args):
+        wish = f'"prefer-vector-width"="{8 * _BYTES}"'
+        set.add(builder.function.attributes, wish)  # llvmlite's own `add` knows no such words
+        return context.get_dummy_value()
+    return types.void(), code
+
+
+_whole_vectors = _plain_whole_vectors if _uncompiled else _ask_for_whole_vectors

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from .checking import _count, _instance, _real, as_float, as_labels
-from .losses import BCEWithLogitsLoss, CrossEntropyLoss, Loss
+from .checking import _count, _instance, _real, as_float
+from .gradients import clip_grad_norm
+from .losses import BCEWithLogitsLoss, CrossEntropyLoss, Loss, _class_numbers
 from .mlp import Layer
 from .optim import Optimizer
 
@@ -77,38 +78,64 @@ class History:
     best_epoch: int | None = None
     stopped_early: bool = False
 
-# %% ../nbs/training.ipynb #f05da433
+# %% ../nbs/training.ipynb #5d7985f3
+_Inputs = Union[ArrayLike, "tuple[ArrayLike, ...]"]
+
+
+def _as_inputs(model, x, name="x"):
+    "What `model` is fed, as a tuple of arrays of the same length, dtypes as it takes them."
+    floats = next((w.dtype for w in model.params.values()), None)
+    parts = x if isinstance(x, tuple) else (x,)
+    arrays = []
+    for i, part in enumerate(parts):
+        at = name if len(parts) == 1 else f"{name}[{i}]"
+        numbers = as_float(part, at, dtype=floats)
+        if numbers.ndim < 1 or not 0 < len(numbers) == len(arrays[0] if i else numbers):
+            raise ValueError(f"{at}: expected at least one example, and as many in each "
+                             f"input, got shape {numbers.shape}")
+        raw = np.asarray(part)
+        stays = raw.dtype == bool and i > 0 or raw.dtype.kind in "iu" and model.takes_ids
+        arrays.append(raw if stays else numbers)
+    return tuple(arrays)
+
+# %% ../nbs/training.ipynb #9feb0817
 def _examples(model, loss, x, y, name_x="x", name_y="y"):
-    "Inputs and targets as `model` and `loss` take them: same length, right shapes."
-    dtypes = [w.dtype for w in model.params.values()]
-    x = as_float(x, name_x, dtype=dtypes[0] if dtypes else None)
-    if x.ndim < 1 or len(x) == 0:
-        raise ValueError(f"{name_x}: expected at least one example, got shape {x.shape}")
-    answer = model(x[:1])
+    "Inputs and targets as `model`, now in evaluation mode, and `loss` take them."
+    model.eval()
+    x = _as_inputs(model, x, name_x)
+    answer = model(*(part[:1] for part in x))
+    shape = (len(x[0]), *answer.shape[1:])
     if isinstance(loss, CrossEntropyLoss):
-        y = as_labels(y, name_y, len(x), answer.shape[1])
-    else:
-        y = as_float(y, name_y, (len(x), *answer.shape[1:]), answer.dtype)
+        y = _class_numbers(y, shape[:1] + shape[2:], shape[1], loss.ignore_index, name_y)
+        y = y.reshape(shape[:1] + shape[2:])
+        return x, np.where(y < 0, loss.ignore_index, y)
+    y = as_float(y, name_y, shape, answer.dtype)
     loss(answer, y[:1])
     return x, y
 
-# %% ../nbs/training.ipynb #8c0c6bf3
+# %% ../nbs/training.ipynb #c2d173c5
+def _counted(loss, y):
+    "Over how many targets `loss` takes its mean."
+    ignored = isinstance(loss, CrossEntropyLoss) and np.count_nonzero(y == loss.ignore_index)
+    return (y.size if isinstance(loss, CrossEntropyLoss) else len(y)) - ignored
+
+
 def _accuracy(loss, answer, y):
     "The share of answers that name the right class; None where there are no classes."
     if isinstance(loss, CrossEntropyLoss):
-        return float((answer.argmax(axis=1) == y).mean())
+        return np.count_nonzero(answer.argmax(axis=1) == y) / _counted(loss, y)
     if isinstance(loss, BCEWithLogitsLoss):
         return float(((answer >= 0) == (y >= 0.5)).mean())
     return None
 
-# %% ../nbs/training.ipynb #81c8f79e
-def evaluate(model: Layer, loss: Loss, x: ArrayLike, y: ArrayLike,
+# %% ../nbs/training.ipynb #1e77c31b
+def evaluate(model: Layer, loss: Loss, x: _Inputs, y: ArrayLike,
              batch_size: int = 256) -> tuple[float, float | None]:
     """Mean loss and share of right answers of `model` on examples.
 
-    - `x`: (m, ...), `y`: (m, ...) as `loss` takes it: labels for `CrossEntropyLoss`,
-      else of the shape of the answers. `batch_size`: how many are answered at once.
+    - `x`, `y`: as for `fit`. `batch_size`: how many are answered at once.
     - The share is None where the loss is not one of classes.
+    - The model is left in evaluation mode.
     - Raises TypeError or ValueError on data that do not fit.
     """
     _instance(model, Layer, "model")
@@ -116,37 +143,54 @@ def evaluate(model: Layer, loss: Loss, x: ArrayLike, y: ArrayLike,
     x, y = _examples(model, loss, x, y)
     return _evaluate(model, loss, x, y, _count(batch_size, "batch_size"))
 
-# %% ../nbs/training.ipynb #409f9258
+# %% ../nbs/training.ipynb #8744206a
 def _evaluate(model, loss, x, y, size):
     "As `evaluate`, of data that were checked."
-    total, right = 0.0, 0.0
-    for i in range(0, len(x), size):
-        answer, target = model(x[i:i + size]), y[i:i + size]
-        n, share = len(target), _accuracy(loss, answer, target)
+    total, right, counted = 0.0, 0.0, 0
+    for i in range(0, len(y), size):
+        answer, target = model(*(part[i:i + size] for part in x)), y[i:i + size]
+        n, share = _counted(loss, target), _accuracy(loss, answer, target)
         total += loss(answer, target) * (n if loss.reduction == "mean" else 1)
         right = None if share is None else right + n * share
-    return total / len(x), None if right is None else right / len(x)
+        counted += n
+    return total / counted, None if right is None else right / counted
 
-# %% ../nbs/training.ipynb #a229742f
-def _epoch(model, loss, optimizer, x, y, order, size, schedule, done, bar):
-    "One pass over the rows `order`, after `done` steps; returns the mean loss."
-    batch, total = np.empty((size, *x.shape[1:]), x.dtype), 0.0
-    for i in range(0, len(order), size):
-        rows = order[i:i + size]
-        n = len(rows)
-        answer, cache = model.forward(
-            np.take(x, rows, axis=0, out=batch[:n], mode="clip"))
-        value, back = loss.forward(answer, y[rows])
+# %% ../nbs/training.ipynb #11403961
+class _Trainer:
+    "Takes the steps of `fit`, and counts them."
+    def __init__(self, model, loss, optimizer, schedule, max_norm):
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.schedule, self.max_norm, self.steps = schedule, max_norm, 0
+
+    def step(self, x, y):
+        "Learn from one batch; returns its loss."
+        answer, cache = self.model.forward(*x)
+        value, back = self.loss.forward(answer, y)
         if not math.isfinite(value):
-            raise FloatingPointError(f"the loss became {value} after {optimizer.steps} "
-                                     f"steps: try a smaller lr than {optimizer.lr:g}")
-        total += value * (n if loss.reduction == "mean" else 1)
-        _, grads = model.backward(loss.backward(back), cache, input_grad=False)
-        if schedule is not None:
-            optimizer.lr = schedule(done + i // size)
-        optimizer.step(grads)
-        bar.update()
-    return total / len(order)
+            raise FloatingPointError(f"the loss became {value} after {self.optimizer.steps} "
+                                     f"steps: try a smaller lr than {self.optimizer.lr:g}")
+        _, grads = self.model.backward(self.loss.backward(back), cache, input_grad=False)
+        if self.max_norm is not None:
+            clip_grad_norm(grads, self.max_norm)
+        if self.schedule is not None:
+            self.optimizer.lr = self.schedule(self.steps)
+        self.optimizer.step(grads)
+        self.steps += 1
+        return value
+
+    def epoch(self, x, y, order, size, bar):
+        "One pass over the rows `order`; returns the mean loss."
+        places = [np.empty((size, *part.shape[1:]), part.dtype) for part in x]
+        total, counted = 0.0, 0
+        for i in range(0, len(order), size):
+            rows = order[i:i + size]
+            batch = [np.take(part, rows, axis=0, out=place[:len(rows)], mode="clip")
+                     for part, place in zip(x, places)]
+            n = _counted(self.loss, y[rows])
+            counted += n
+            total += self.step(batch, y[rows]) * (n if self.loss.reduction == "mean" else 1)
+            bar.update()
+        return total / counted
 
 # %% ../nbs/training.ipynb #92bae60c
 class _Patience:
@@ -184,7 +228,7 @@ class _Patience:
                 raise FloatingPointError(f"{name} is no longer finite: try a smaller lr")
 
 # %% ../nbs/training.ipynb #6b6acb2e
-def _parts(model, loss, optimizer, validation, schedule, callback):
+def _parts(model, loss, optimizer, validation, schedule, callback, max_norm):
     "TypeError or ValueError unless the parts of `fit` are what they should be."
     _instance(model, Layer, "model")
     _instance(loss, Loss, "loss")
@@ -197,19 +241,23 @@ def _parts(model, loss, optimizer, validation, schedule, callback):
     for value, name in ((schedule, "schedule"), (callback, "callback")):
         if value is not None:
             _instance(value, Callable, name)
+    if max_norm is not None:
+        _real(max_norm, "max_norm", np.finfo(float).tiny)
 
 # %% ../nbs/training.ipynb #ce2c647c
-def fit(model: Layer, loss: Loss, optimizer: Optimizer, x: ArrayLike, y: ArrayLike, *,
+def fit(model: Layer, loss: Loss, optimizer: Optimizer, x: _Inputs, y: ArrayLike, *,
         epochs: int = 10, batch_size: int = 32,
-        validation: tuple[ArrayLike, ArrayLike] | None = None,
+        validation: tuple[_Inputs, ArrayLike] | None = None,
         schedule: Callable[[int], float] | None = None, patience: int | None = None,
-        shuffle: bool = True, rng: Any = None,
+        shuffle: bool = True, rng: Any = None, max_norm: float | None = None,
         callback: Callable[[History], Any] | None = None,
         progress: bool = True) -> History:
-    """Train `model` in place.
+    """Train `model` in place, and leave it in evaluation mode.
 
-    - `x`: (m, ...), taken in the model's dtype; `y`: (m, ...) as `loss` takes it: labels
-      for `CrossEntropyLoss`, else of the shape of the answers.
+    - `x`: (m, ...), taken in the model's dtype, or whole numbers where the model takes
+      ids; a tuple where it takes several arrays, such as masks (m, ...) of bool.
+    - `y`: (m, ...) as `loss` takes it: class numbers for answers (m, C, ...) and
+      `CrossEntropyLoss`, else of the shape of the answers.
     - `optimizer`: made of `model.params`; its memories stay for a further call.
     - `epochs`, `batch_size`: the last batch of an epoch may be smaller.
     - `validation`: inputs and targets that are only looked at, after each epoch.
@@ -218,26 +266,28 @@ def fit(model: Layer, loss: Loss, optimizer: Optimizer, x: ArrayLike, y: ArrayLi
       the weights of the best epoch are then put back.
     - `shuffle`: whether each epoch has an order of its own, from `rng`, a seed or a
       NumPy Generator.
+    - `max_norm`: longer gradients are clipped to it, all of a step together.
     - `callback`: called with the history after each epoch; what is true ends training.
     - `progress`: whether to show a bar.
     - Raises TypeError or ValueError on arguments that do not fit, FloatingPointError
       when the loss or the weights are no longer finite.
     """
-    _parts(model, loss, optimizer, validation, schedule, callback)
+    _parts(model, loss, optimizer, validation, schedule, callback, max_norm)
     xs, ys = _examples(model, loss, x, y)
     val = None if validation is None else _examples(
         model, loss, *validation, "validation x", "validation y")
     epochs, size = _count(epochs, "epochs"), _count(batch_size, "batch_size")
     keeper = _Patience(model, val, patience)
-    rng, size, history = np.random.default_rng(rng), min(size, len(xs)), History()
-    per_epoch = -(-len(xs) // size)
+    trainer = _Trainer(model, loss, optimizer, schedule, max_norm)
+    rng, size, history = np.random.default_rng(rng), min(size, len(ys)), History()
     with (np.errstate(over="ignore", invalid="ignore"),  # it is looked for below
-          tqdm(total=epochs * per_epoch, unit="step", disable=not progress) as bar):
+          tqdm(total=epochs * -(-len(ys) // size), unit="step", disable=not progress) as bar):
         for epoch in range(epochs):
             began = perf_counter()
-            order = rng.permutation(len(xs)) if shuffle else np.arange(len(xs))
-            history.train_loss.append(_epoch(model, loss, optimizer, xs, ys, order, size,
-                                             schedule, epoch * per_epoch, bar))
+            order = rng.permutation(len(ys)) if shuffle else np.arange(len(ys))
+            model.train()
+            history.train_loss.append(trainer.epoch(xs, ys, order, size, bar))
+            model.eval()
             history.epochs.append(epoch + 1)
             history.lr.append(optimizer.lr)
             stop = keeper.look(history, loss)

@@ -603,3 +603,23 @@ def test_small_images_give_what_large_ones_give_through_a_whole_network():
         sums = {k: s + own[k] for k, s in sums.items()}
     for name, g in grads.items():
         np.testing.assert_allclose(sums[name], g, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("layer", [MaxPool2d(2), AvgPool2d(2), Flatten()], ids=repr)
+def test_gradients_of_another_kind_are_refused(layer):
+    x = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4)
+    y, cache = layer.forward(x)
+    grad = np.ones_like(y)
+    assert layer.backward(grad, cache)[0].shape == x.shape
+    with pytest.raises(ValueError, match="^grad: expected float32 of shape"):
+        layer.backward(grad[:1], cache)
+    with pytest.raises(ValueError, match="^grad: expected float32 of shape"):
+        layer.backward(grad.astype(float), cache)
+    with pytest.raises(TypeError, match="^grad: expected an array"):
+        layer.backward(grad.tolist(), cache)
+
+
+def test_no_images_are_flattened_to_no_rows():
+    x = np.empty((0, 3, 4, 5), np.float32)
+    y, cache = Flatten().forward(x)
+    assert y.shape == (0, 60) and Flatten().backward(y, cache)[0].shape == x.shape

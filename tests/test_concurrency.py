@@ -127,8 +127,7 @@ def test_the_same_weights_run_after_run(pytestconfig):
     assert len(runs[0]) == 65 and runs[0] == runs[1]
 
 
-def test_a_thousand_steps_leak_nothing():
-    "Arrays that a step leaves behind would add up: one weight gradient, 1,000 times, is 4 MB."
+def steps_by_hand():
     model, loss = network(), CrossEntropyLoss()
     x, y = batch(0, 8)
     optimizer = AdamW(model.params, 1e-3)
@@ -138,7 +137,23 @@ def test_a_thousand_steps_leak_nothing():
             answer, cache = model.forward(x)
             _, at = loss.forward(answer, y)
             optimizer.step(model.backward(loss.backward(at), cache)[1])
+    return steps
 
+
+def steps_of_fit():
+    model, data = network(), batch(0, 8)
+    optimizer = AdamW(model.params, 1e-3)
+
+    def steps(n):  # two an epoch, and validation with weights kept
+        fit(model, CrossEntropyLoss(), optimizer, *data, epochs=n // 2, batch_size=4, rng=0,
+            validation=data, patience=n, progress=False)
+    return steps
+
+
+@pytest.mark.parametrize("make", [steps_by_hand, steps_of_fit])
+def test_a_thousand_steps_leak_nothing(make):
+    "Arrays that a step leaves behind would add up: one weight gradient, 1,000 times, is 4 MB."
+    steps = make()
     steps(50)
     tracemalloc.start()
     steps(50)

@@ -1,9 +1,10 @@
 """Notebooks, package and stored outputs in step; the norms of design that a machine can check."""
-import json
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
@@ -60,11 +61,24 @@ def shown(cell):
             for out in cell.get("outputs", []) if out["output_type"] != "stream"]
 
 
+def executed(notebook):
+    client = NotebookClient(nbformat.read(notebook, as_version=4), timeout=300,
+                            resources={"metadata": {"path": notebook.parent}})
+    return client.execute()
+
+
+@pytest.fixture(scope="module")
+def fresh(request):
+    "Notebook -> its execution under way, of those that are tested; two at a time."
+    wanted = {item.callspec.params["notebook"] for item in request.session.items
+              if getattr(item, "originalname", "").startswith("test_stored_outputs")}
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        yield {notebook: pool.submit(executed, notebook) for notebook in sorted(wanted)}
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
-def test_stored_outputs_are_what_the_code_gives(notebook):
-    stored = nbformat.read(notebook, as_version=4)
-    fresh = NotebookClient(nbformat.from_dict(json.loads(json.dumps(stored))), timeout=300,
-                           resources={"metadata": {"path": notebook.parent}}).execute()
+def test_stored_outputs_are_what_the_code_gives(notebook, fresh):
+    stored, fresh = nbformat.read(notebook, as_version=4), fresh[notebook].result()
     for number, (before, after) in enumerate(zip(stored.cells, fresh.cells), 1):
         assert told(before) == told(after), f"cell {number}: run make outputs"
         assert shown(before) == shown(after), f"cell {number}: run make outputs"

@@ -6,7 +6,17 @@ from hypothesis import strategies as st
 
 from dlnotes import tiles
 from dlnotes.checking import compiled
-from dlnotes.tiles import _BYTES, _ROWS, _VECTORS, _dots, _narrow_tile, _tile
+from dlnotes.tiles import (
+    _BYTES,
+    _PANEL,
+    _ROWS,
+    _VECTORS,
+    _dots,
+    _narrow_tile,
+    _product,
+    _row_product,
+    _tile,
+)
 
 
 @compiled()
@@ -22,6 +32,16 @@ def _narrow_tile_of(y, w, x, offsets, j):
 @compiled()
 def _dots_of(d, g, x, offsets, o, t, at, n):
     _dots(d, g, x, offsets, o, t, at, n)
+
+
+@compiled()
+def _product_of(y, a, w, r, p):
+    _product(y, a, w, r, p)
+
+
+@compiled()
+def _row_product_of(y, a, w, r, p):
+    _row_product(y, a, w, r, p)
 
 
 def close(got, wanted, terms):
@@ -68,6 +88,27 @@ def test_dots(dtype, seed, vectors, o, t, at):
     assert ((got == 1) == (wanted == 1)).all()
 
 
+@pytest.mark.kernel
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), terms=st.integers(1, 60), below=st.integers(1, 2 * _ROWS),
+       r=st.integers(0, 9), p=st.integers(0, 2), turned=st.booleans(), more=st.integers(0, 4))
+def test_products(dtype, seed, terms, below, r, p, turned, more):
+    "From row r on there are `below` rows, fewer or more than a tile has; panels may be longer."
+    rng = np.random.default_rng(seed)
+    width, rows = _PANEL * _BYTES // np.dtype(dtype).itemsize, r + below
+    a = rng.standard_normal((terms, rows) if turned else (rows, terms)).astype(dtype)
+    a = (a.T if turned else a)[:, :]
+    w = rng.standard_normal((3, terms + more, width)).astype(dtype)
+    start = np.ones((rows + 3, 3 * width + 5), dtype)
+    for run, n in [(_product_of, min(below, _ROWS)), (_row_product_of, 1)]:
+        wanted, got = start.copy(), start.copy()
+        wanted[r:r + n, p * width:(p + 1) * width] += a[r:r + n] @ w[p, :terms]
+        run(got[:, 0:], a, w, r, p)
+        assert close(got, wanted, terms + 1)
+        assert ((got == 1) == (wanted == 1)).all()  # nothing written beside the tile
+
+
 @pytest.mark.parametrize("features, expected", [
     ({"avx512f": True, "avx2": True}, (64, 8)), ({"avx512f": False, "avx2": True}, (32, 4)),
     ({}, (16, 4))])
@@ -83,6 +124,13 @@ def test_other_processors_tiles(monkeypatch, shape):
     monkeypatch.setattr(tiles, "_BYTES", shape[0])
     monkeypatch.setattr(tiles, "_ROWS", shape[1])
     tile, dots = tiles._make_tile(shape[1], _VECTORS), tiles._vector_dots
+    product, row_product = tiles._make_product(shape[1]), tiles._make_product(1)
+
+    @njit
+    def multiply(y, a, w):
+        product(y, a, w, 0, 0)
+        product(y, a, w, shape[1], 0)
+        row_product(y, a, w, 0, 1)
 
     @njit
     def run(y, d, w, x, offsets, n):
@@ -102,3 +150,93 @@ def test_other_processors_tiles(monkeypatch, shape):
         tiles._plain_dots(wanted[1], w, x, offsets, 0, 1, 2, n)
         for a, b in zip(got, wanted):
             assert b.any() and close(a, b, 40)
+        a, y = np.ascontiguousarray(x[:70].reshape(-1, 7)[:shape[1] + 2]), np.ones((10, 200), dtype)
+        panels = rng.standard_normal((2, 7, _PANEL * n // 2)).astype(dtype)
+        sums = y.copy()
+        multiply(y, a, panels)
+        for r, p in [(0, 0), (shape[1], 0)]:
+            tiles._plain_product(sums, a, panels, r, p)
+        tiles._plain_row_product(sums, a, panels, 0, 1)
+        assert (y != 1).any() and close(y, sums, 40)
+
+
+@compiled()
+def _lanes_of(lanes, rows):
+    tiles._lanes_max(lanes[0], rows)
+    tiles._lanes_sum(lanes[1], rows)
+    tiles._rows_minus(lanes[2], rows)
+    tiles._rows_times(lanes[3], rows)
+
+
+@compiled()
+def _turn_of(y, x, i, j):
+    tiles._turned_square(y, x, i, j)
+
+
+@compiled()
+def _ask_of(x):
+    tiles._whole_vectors()
+    for i in range(x.size):
+        x[i] += 1
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_lanes(dtype, n):
+    "Softmax's steps down the rows; sums of n numbers near 1 round n times at most."
+    rng = np.random.default_rng(n)
+    width = tiles._PANEL * _BYTES // np.dtype(dtype).itemsize
+    memory = rng.standard_normal((n + 4, width)).astype(dtype)
+    lanes = rng.standard_normal((4, width)).astype(dtype)
+    lanes[0, :3] = -np.inf, 9, -9
+    wanted, rows = lanes.copy(), memory[2:2 + n].copy()
+    _lanes_of(lanes, memory[2:2 + n])
+    assert (lanes[0] == np.maximum(wanted[0], rows.max(0))).all()
+    assert close(lanes[1], wanted[1] + rows.sum(0), n)
+    assert (lanes[2:] == wanted[2:]).all()
+    assert (memory[2:2 + n] == (rows - wanted[2]) * wanted[3]).all()
+    again = np.random.default_rng(n).standard_normal(memory.shape).astype(dtype)
+    assert (memory[[0, 1, -2, -1]] == again[[0, 1, -2, -1]]).all()
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_turned_square(dtype):
+    n = _BYTES // np.dtype(dtype).itemsize
+    x = np.arange(9 * n * n, dtype=dtype).reshape(3 * n, 3 * n)
+    for i, j in [(0, 0), (n, 2 * n), (3, 5)]:
+        y = np.full(x.shape, -1, dtype)
+        _turn_of(y, x, i, j)
+        assert (y[j:j + n, i:i + n] == x[i:i + n, j:j + n].T).all()
+        y[j:j + n, i:i + n] = -1
+        assert (y == -1).all()
+
+
+@pytest.mark.kernel
+def test_a_kernel_that_asks_for_whole_vectors_is_the_same():
+    x = np.arange(100.0)
+    _ask_of(x)
+    assert (x == np.arange(1, 101)).all()
+
+
+def test_other_processors_lanes(monkeypatch):
+    "Vectors of 16 and 32 bytes, as other processors have them."
+    from numba import njit
+    for size in (16, 32):
+        monkeypatch.setattr(tiles, "_BYTES", size)
+        most, turned = (tiles._make_lanes(lambda b, row, old: (b.fsub(row, old), old)),
+                        tiles._vector_turned_square)
+
+        @njit
+        def run(lanes, rows, y, most=most, turned=turned):
+            most(lanes, rows)
+            turned(y, rows, 0, 0)
+
+        for dtype in (np.float32, np.float64):
+            n = size // np.dtype(dtype).itemsize
+            rows = np.random.default_rng(0).standard_normal((2 * n, 2 * n)).astype(dtype)
+            lanes, y, before = rows[0] + 1, np.zeros_like(rows), rows.copy()
+            run(lanes, rows, y)
+            assert (rows == before - lanes).all()
+            assert (y[:n, :n] == rows[:n, :n].T).all()

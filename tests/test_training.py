@@ -1,9 +1,7 @@
 """Training beyond its chapter: parity with PyTorch, bad input, seeds, files, memory, threads."""
 import copy
-import gc
 import math
 import pickle
-import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +15,7 @@ from dlnotes import (
     SGD,
     AdamW,
     BCEWithLogitsLoss,
+    Composite,
     CrossEntropyLoss,
     History,
     Layer,
@@ -549,7 +548,7 @@ X, Y = task(6)
     (dict(x=X.astype(complex)), TypeError, "^x: expected real numbers"),
     (dict(x="abc"), TypeError, "^x: "),
     (dict(x=3.0), ValueError, "^x: "),
-    (dict(y=Y[:5]), ValueError, r"^y: expected shape \(6\)"),
+    (dict(y=Y[:5]), ValueError, r"^y: expected shape \(6,\)"),
     (dict(y=Y[:, None]), ValueError, "^y: "),
     (dict(y=Y + 1), ValueError, "^y: expected 0 to 2, got 3"),
     (dict(y=Y - 1), ValueError, "^y: expected 0 to 2, got -1"),
@@ -626,39 +625,108 @@ def test_the_bar_is_shown_only_if_wanted(capfd):
     assert out == "" and "4/4" in err and "loss=" in err
 
 
-@pytest.mark.kernel
-def test_a_thousand_steps_leak_no_memory():
-    model, data = network(sizes=(5, 32, 3)), task(50)
-    optimizer = AdamW(model.params)
+def test_batch_and_mask_go_to_the_model_together():
+    class Masked(Composite):
+        "A dense layer that sees only what its mask lets through."
+        def forward(self, x, mask=None):
+            assert mask is None or (mask.dtype == bool and x.dtype == np.float64)
+            return self.parts["dense"].forward(x if mask is None else x * mask)
 
-    def steps():
-        assert fit(model, CrossEntropyLoss(), optimizer, *data, epochs=200, batch_size=10, rng=0,
-                   validation=data, progress=False, patience=1000).epochs[-1] == 200
+        def backward(self, grad, cache, input_grad=True):
+            grad, grads = self.parts["dense"].backward(grad, cache, input_grad)
+            return grad, self._join({"dense": grads})
 
-    steps()
-    gc.collect()
-    tracemalloc.start()
-    steps()
-    gc.collect()
-    first, _ = tracemalloc.get_traced_memory()
-    steps()
-    gc.collect()
-    second, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert second - first < 20_000      # one batch a step would be 1.3 MB
-    before = resident()
-    for _ in range(3):
-        steps()
-    assert resident() - before < 8_000_000
+    x, y = task(40)
+    mask = np.random.default_rng(0).random(x.shape) < 0.7
+    runs = []
+    for inputs in ((x, mask), x * mask):
+        model = Masked(dense=Linear(5, 3, rng=0, dtype=np.float64))
+        runs.append(fit(model, CrossEntropyLoss(), SGD(model.params, 0.1), inputs, y, epochs=3,
+                        rng=0, validation=(inputs, y), progress=False))
+    assert runs[0].val_loss == runs[1].val_loss and runs[0].train_loss == runs[1].train_loss
+    with pytest.raises(ValueError, match=r"^x\[1\]: "):
+        fit(model, CrossEntropyLoss(), SGD(model.params), (x, mask[1:]), y, progress=False)
 
 
-def resident():
-    "Bytes of memory that the process holds, where that can be told."
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4096
-    except OSError:
-        return 0
+def test_whole_numbers_stay_where_the_model_takes_ids():
+    class Rows(Layer):
+        "Rows of a table, looked up."
+        takes_ids = True
+
+        def __init__(self):
+            self.params = {"weight": np.eye(4, 3)}
+
+        def forward(self, x):
+            assert x.dtype == np.int32
+            return self.params["weight"][x], x
+
+        def backward(self, grad, cache, input_grad=True):
+            into = np.zeros_like(self.params["weight"])
+            np.add.at(into, cache, grad)
+            return None, {"weight": into}
+
+    model = Sequential(Rows(), Linear(3, 2, rng=0, dtype=np.float64))
+    assert model.takes_ids and not model[1:].takes_ids
+    x = np.arange(12, dtype=np.int32) % 4
+    history = fit(model, CrossEntropyLoss(), SGD(model.params, 1.0), x, x % 2, epochs=60, rng=0,
+                  validation=(x, x % 2), progress=False)
+    assert history.val_accuracy[-1] == 1
+
+
+def test_targets_to_be_ignored_do_not_count():
+    x, y = task(30)
+    hidden = y.copy()
+    hidden[::3] = -100
+    there = hidden >= 0
+    model, loss = network(), CrossEntropyLoss()
+    for size in (7, 30):
+        assert evaluate(model, loss, x, hidden, size) == pytest.approx(
+            evaluate(model, loss, x[there], y[there]))
+    first = fit(model, loss, SGD(model.params, 0.0), x, hidden, epochs=1, batch_size=11, rng=0,
+                progress=False)
+    assert first.train_loss[0] == pytest.approx(evaluate(model, loss, x[there], y[there])[0])
+    with pytest.raises(ValueError, match="^y: "):
+        evaluate(model, loss, x, np.full(30, -100))
+    with pytest.raises(ValueError, match="^y: "):
+        evaluate(model, loss, x, np.full(30, -1))
+
+
+def test_modes_of_fit():
+    seen = []
+
+    class Watching(ReLU):
+        def forward(self, x):
+            seen.append((self.training, len(x)))
+            return super().forward(x)
+
+    model = Sequential(Linear(5, 4, rng=0, dtype=np.float64), Watching(),
+                       Sequential(Linear(4, 3, rng=0, dtype=np.float64)))
+    assert model.training and model[2][0].training
+    assert model.eval() is model and not (model.training or model[2][0].training)
+    assert model.train() is model and model[2][0].training
+    x, y = task(20)
+    fit(model, CrossEntropyLoss(), SGD(model.params), x, y, batch_size=10, epochs=2,
+        validation=(x, y), progress=False)
+    both = 2 * [(True, 10), (True, 10), (False, 20)]
+    assert seen == [(False, 1), (False, 1), *both] and not model.training
+
+
+def test_long_gradients_are_clipped():
+    steps = []
+
+    class Noting(SGD):
+        def step(self, grads):
+            steps.append(math.sqrt(sum((g**2).sum() for g in grads.values())))
+            super().step(grads)
+
+    x, y = task(40)
+    for most in (None, 0.05):
+        model = network()
+        fit(model, CrossEntropyLoss(), Noting(model.params, 0.01), x, y, epochs=1, rng=0,
+            max_norm=most, progress=False)
+    assert min(steps[:2]) > 0.1 and steps[2:] == pytest.approx([0.05] * 2)
+    with pytest.raises(ValueError, match="^max_norm: "):
+        fit(model, CrossEntropyLoss(), SGD(model.params), x, y, max_norm=0, progress=False)
 
 
 @pytest.mark.kernel
