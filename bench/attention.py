@@ -28,7 +28,7 @@ try:
     import jax
     import jax.numpy as jnp
 except ImportError:
-    jax = None
+    jax = jnp = None
 
 # batch, heads, queries and keys, features of each, mask
 CASES = [(8, 8, t, 64, mask) for t in (128, 256, 512, 1024) for mask in ("", "causal")] + \

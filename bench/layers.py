@@ -41,7 +41,7 @@ try:
     import jax
     import jax.numpy as jnp
 except ImportError:
-    jax = None
+    jax = jnp = None
 
 REPEATS = 15
 SHAPES = [(64, 3, 32, 16), (64, 16, 16, 32), (32, 3, 64, 32), (32, 32, 32, 64)]  # N, C, H = W, O
