@@ -85,8 +85,10 @@ experiments: $(READY)
 	$(call say,letters$(comma) and how far back RNN$(comma) LSTM and GRU remember)
 	@python -m experiments.char_rnn
 	@python -m experiments.long_memory
-	$(call say,dates by three models$(comma) three seeds of one to three minutes each)
-	@for model in seq2seq attention transformer; do python -m experiments.dates $$model || exit 1; done
+	$(call say,the place of the norm$(comma) and warm-up: two minutes)
+	@python -m experiments.norm_place
+	$(call say,dates by four models$(comma) three seeds of one to three minutes each)
+	@for model in seq2seq attention transformer_added transformer; do python -m experiments.dates $$model || exit 1; done
 
 clean:
 	rm -rf .venv .venv.log .cache _book .quarto build dist *.egg-info

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .checking import _fitting, _input
-from .encoder_decoder import _src_mask, _tokens
+from .encoder_decoder import _held, _one_each, _src_mask, _tokens
 from .lstm import GRU, LSTM
 from .mlp import Composite, Layer, Linear, _random, _size
 from .recurrent import _generator, _steps
@@ -61,10 +61,10 @@ class Attention(Layer):
         if hidden_size is not None and score != "additive":
             raise ValueError(f"hidden_size: expected None for {score!r}, "
                              f"got {hidden_size!r}")
-        d = q if hidden_size is None else _size(hidden_size, "hidden_size")
+        self.hidden_size = q if hidden_size is None else _size(hidden_size, "hidden_size")
         self.score, self.query_size, self.key_size, rng = score, q, k, _generator(rng)
         self.params = {}
-        for name, (shape, n) in _score_shapes(score, q, k, d).items():
+        for name, (shape, n) in _score_shapes(*self._kind()).items():
             self.params |= _random({name: shape}, n, rng, dtype)
 
     def forward(self, query: np.ndarray, memory: np.ndarray,  # type: ignore[override]
@@ -73,17 +73,22 @@ class Attention(Layer):
         "((contexts, weights), cache) of queries (N, T, .) to a memory (N, S, .)."
         query, memory, mask = self._checked(query, memory, mask)
         scores = _additive_scores if self.score == "additive" else _product_scores
-        weights, kept = scores(query, memory, self.params)
+        weights, kept = scores(query, memory, self._own(query.dtype))
         _to_weights(weights, mask)
-        return (_times(weights, memory), weights), (query, memory, weights, kept)
+        cache = query, memory, weights, kept, self._kind()
+        return (_times(weights, memory), weights), cache
 
     def backward(self, grad: Any, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
         """((grad_query, grad_memory), grads); `grad` is (grad_context, grad_weights).
 
         - Either of the pair may be None, where the loss does not depend on it.
+        - Raises ValueError or TypeError on gradients that do not fit, and on the cache of a
+          layer of another kind or size.
         """
-        query, memory, weights, kept = cache
+        if not isinstance(cache, tuple) or len(cache) != 5 or cache[4] != self._kind():
+            raise ValueError(f"cache: expected one that forward of {self!r} gave")
+        query, memory, weights, kept, _ = cache
         if not isinstance(grad, tuple) or len(grad) != 2:
             raise TypeError("grad: expected a pair (grad_context, grad_weights), "
                             f"got {type(grad).__name__}")
@@ -97,7 +102,7 @@ class Attention(Layer):
             g += _fitting(by_weights, weights.shape, query.dtype, "grad_weights")
         _to_score_grad(weights, g)
         back = _additive_scores_grad if self.score == "additive" else _product_scores_grad
-        grad_query, grad_memory, grads = back(g, query, memory, self.params, kept)
+        grad_query, grad_memory, grads = back(g, query, memory, self._own(query.dtype), kept)
         if by_context is not None:
             grad_memory += _times(weights.swapaxes(1, 2), by_context)
         return (grad_query, grad_memory), grads
@@ -119,8 +124,17 @@ class Attention(Layer):
         mask = real if mask is None else _steps(mask, memory.shape[:2])
         return np.ascontiguousarray(query), np.ascontiguousarray(memory), mask
 
+    def _kind(self) -> tuple[str, int, int, int]:
+        "What a cache must agree in with the layer, lest a kernel reads past an array."
+        return self.score, self.query_size, self.key_size, self.hidden_size
+
+    def _own(self, dtype: np.dtype) -> dict[str, np.ndarray]:
+        "The parameters, if they still have their shapes."
+        return {name: _fitting(self.params[name], shape, dtype, name)
+                for name, (shape, _) in _score_shapes(*self._kind()).items()}
+
     def __repr__(self) -> str:
-        d = f", {len(self.params['v'])}" if self.score == "additive" else ""
+        d = f", {self.hidden_size}" if self.score == "additive" else ""
         return f"Attention({self.score!r}, {self.query_size}, {self.key_size}{d})"
 
 # %% ../nbs/attention.ipynb #4181c745
@@ -180,6 +194,8 @@ class AttentionSeq2Seq(Composite):
         (src_cache, read), write = cache
         parts: Any = self.parts
         grads: dict[str, Any] = {}
+        m, t, _ = write[-1].shape
+        _fitting(grad, (m, self.tgt_vocab, t), write[-1].dtype)
         grad = np.ascontiguousarray(grad.swapaxes(1, 2))
         memory, first = self._write_back(grad, write, grads)
         ends = memory, _each(_apart, first)
@@ -202,9 +218,12 @@ class AttentionSeq2Seq(Composite):
 
         - `tokens`: (m,), those written last; `state`: from `encode` or the step before.
         """
-        before, memory, mask = state
-        tokens = _tokens(np.asarray(tokens)[..., None], "tokens", self.tgt_vocab)
-        before = _each(lambda a: a[None], before)
+        rnn: Any = self.parts["decoder"]
+        h, dtype = rnn.hidden_size, self.parts["head"].params["weight"].dtype
+        own: list[Any] = [((h,), dtype)] * (1 + isinstance(rnn, LSTM))
+        *first, memory, mask = _held(state, own + [((None, h), dtype), ((None,), bool)])
+        tokens = _one_each(tokens, len(mask), self.tgt_vocab)
+        before = tuple(a[None] for a in first) if len(first) > 1 else first[0][None]
         logits, after, _ = self._write(tokens, memory, mask, before)
         return logits[:, 0], (_each(lambda a: a[0], after), memory, mask)
 
@@ -212,6 +231,12 @@ class AttentionSeq2Seq(Composite):
                   src_mask: np.ndarray | None = None) -> np.ndarray:
         "Weights (m, T, S) of the source's tokens, after each token of `tgt`."
         return self.forward(src, tgt, src_mask)[1][1][-1]
+
+    def __repr__(self) -> str:
+        parts: Any = self.parts
+        e, rnn = parts["encoder"].input_size, parts["decoder"]
+        settings = f"{e}, {rnn.hidden_size}, {rnn.cell!r}, {parts['attention'].score!r}"
+        return f"{type(self).__name__}({self.src_vocab}, {self.tgt_vocab}, {settings})"
 
     def _read(self, src: Any, src_mask: Any) -> tuple[tuple[Any, ...], Any]:
         "Memory (m, S, hidden_size), first state and mask, and a cache."

@@ -28,10 +28,7 @@ def as_float(a: ArrayLike, name: str, shape: tuple[int | None, ...] | None = Non
     """
     if np.ma.is_masked(a):
         raise TypeError(f"{name}: expected no masked values")
-    try:
-        a = np.asarray(a)
-    except ValueError as e:
-        raise ValueError(f"{name}: expected an array, got rows of unequal length") from e
+    a = _array(a, name)
     if a.dtype.kind not in "biuf":
         raise TypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
     if shape is not None and not _fits(a.shape, shape):
@@ -47,6 +44,14 @@ def as_float(a: ArrayLike, name: str, shape: tuple[int | None, ...] | None = Non
     return a
 
 # %% ../nbs/checking.ipynb #2648c686
+def _array(a: Any, name: str) -> np.ndarray:
+    "The argument `name` as an array, or an error that names it."
+    try:
+        return np.asarray(a)
+    except ValueError as e:
+        raise ValueError(f"{name}: expected an array, got rows of unequal length") from e
+
+
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
     "Whether `shape` has the lengths `wanted`, `None` standing for any."
     return len(shape) == len(wanted) and all(
@@ -71,11 +76,13 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 def _input(x: Any, name: str = "x", like: np.ndarray | None = None) -> np.ndarray:
     "`x` as a float array, of the dtype of `like`."
+    given = x
     if type(x) is not np.ndarray or x.dtype not in _FLOATS:
         x = as_float(x, name)
     if like is not None and x.dtype != like.dtype:
+        came = getattr(given, "dtype", type(given).__name__)
         raise TypeError(f"{name}: expected dtype {like.dtype}, as the layer's parameters "
-                        f"have, got {x.dtype}")
+                        f"have, got {came}")
     return x
 
 # %% ../nbs/checking.ipynb #e0772600
@@ -83,7 +90,7 @@ def _fitting(grad: np.ndarray, shape: tuple[int, ...], dtype: np.dtype,
              name: str = "grad") -> np.ndarray:
     "`grad`, if it is an array of that shape and dtype."
     if not isinstance(grad, np.ndarray):
-        raise TypeError(f"{name}: expected an array, got {grad!r}")
+        raise TypeError(f"{name}: expected an array, got {grad!r:.60}")
     if grad.shape != shape or grad.dtype != dtype:
         raise ValueError(f"{name}: expected {dtype} of shape {shape}, "
                          f"got {grad.dtype} of shape {grad.shape}")

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checking import _count, _instance
+from .checking import _array, _count, _instance
 
 # %% auto #0
 __all__ = ['LOCALES', 'UNSEEN_LOCALES', 'FIRST_DAY', 'LAST_DAY', 'DatePairs', 'date_pairs', 'DateSplits', 'date_splits',
@@ -173,6 +173,7 @@ class CharTokenizer:
 
     - `texts`: at least one, whose characters are the vocabulary: sorted, after the four
       tokens `PAD`, `START`, `END` and `UNKNOWN`. `len(tokenizer)` is its size.
+    - To restore one, keep its `characters`: `CharTokenizer([tokenizer.characters])`.
     - Raises ValueError where there is no text, TypeError on what is no text.
     """
     PAD, START, END, UNKNOWN = 0, 1, 2, 3
@@ -204,7 +205,7 @@ class CharTokenizer:
         - `ids`: (m, time). `PAD` and `START` are left out; `UNKNOWN` comes out as U+FFFD.
         - Raises ValueError on numbers outside the vocabulary, on another shape or dtype.
         """
-        ids = np.asarray(ids)
+        ids = _array(ids, "ids")
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise ValueError(f"ids: expected whole numbers (m, time), got {ids.dtype} of "
                              f"shape {ids.shape}")
@@ -220,9 +221,11 @@ class CharTokenizer:
 # %% ../nbs/dates.ipynb #38f497b7
 def _texts(texts: Any) -> list[str]:
     "A list of at least one text."
-    texts = texts if isinstance(texts, str) else list(texts)
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise TypeError("texts: expected a list of strings")
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise TypeError(f"texts: expected a list of strings, got {texts!r:.60}")
+    texts = list(texts)
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise TypeError(f"texts: expected a list of strings, got {wrong[0]!r:.60} in it")
     if not texts:
         raise ValueError("texts: expected at least one")
     return texts

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .activations import log_softmax
-from .checking import _count, _real
+from .checking import _count, _instance, _real
 
 # %% auto #0
 __all__ = ['beam_search']
@@ -20,11 +20,24 @@ def _rows(state: Any, rows: np.ndarray) -> Any:
     "Those rows of all arrays in a state, which is an array or a tuple of states."
     return tuple(_rows(a, rows) for a in state) if isinstance(state, tuple) else state[rows]
 
+# %% ../nbs/decoding.ipynb #b3d94f26
+def _logits(logits: np.ndarray) -> np.ndarray:
+    "Logits (m, vocab), if all are numbers or -inf."
+    if not (logits < np.inf).all():
+        raise ValueError("logits: expected finite numbers or -inf, got NaN or infinity")
+    return logits
+
+
+def _log_p(logits: np.ndarray) -> np.ndarray:
+    "Logarithms of the probabilities in float64, -inf where the logit is."
+    finite = np.maximum(logits, -1e300, dtype=np.float64)
+    return np.where(logits == -np.inf, -np.inf, log_softmax(finite))
+
 # %% ../nbs/decoding.ipynb #cc910028
 class _Beams:
     "The hypotheses of a beam search, `size` for each of `n` sources."
-    def __init__(self, n: int, size: int, most: int, alpha: float):
-        self.size, self.most, self.alpha = size, most, alpha
+    def __init__(self, n: int, size: int, most: int, alpha: float, early: bool):
+        self.size, self.most, self.alpha, self.early = size, most, alpha, early
         self.scores = np.full((n, size), -np.inf)  # log-probabilities
         self.scores[:, 0] = 0                      # at first there is but one
         self.written = np.zeros((n, size, 0), np.int64)
@@ -32,9 +45,9 @@ class _Beams:
         self.answers: list[list[int]] = [[] for _ in range(n)]
 
     def over(self) -> np.ndarray:
-        "Which sources have `size` finished ones, or none left that could still be best."
+        "Which sources have none left that could still be best, or, if early, `size` finished."
         hope = self.scores.max(axis=1) / self.most ** self.alpha
-        return (self.finished >= self.size) | (hope <= self.best)
+        return (hope <= self.best) | (self.early & (self.finished >= self.size))
 
     def grow(self, logp: np.ndarray, end: int) -> tuple[np.ndarray, np.ndarray]:
         "Take the best continuations; returns from which they come, and their tokens."
@@ -75,27 +88,34 @@ class _Beams:
 # %% ../nbs/decoding.ipynb #d343e886
 def beam_search(model: Any, src: np.ndarray, src_mask: Any = None, *, beam_size: int = 4,
                 max_length: int = 64, length_penalty: float = 0.0,
-                start: int = 1, end: int = 2) -> tuple[np.ndarray, np.ndarray]:
+                early_stopping: bool = True, start: int = 1,
+                end: int = 2) -> tuple[np.ndarray, np.ndarray]:
     r"""The best answers found when the best beginnings are kept at each step.
 
-    - `model`, `src`, `src_mask`, `max_length`, `start`, `end`: as for `greedy_decode`.
+    - `model`, `src`, `src_mask`, `max_length`, `start`, `end`: as for `greedy_decode`; call
+      `model.eval()` first.
     - `beam_size`: how many beginnings are kept; it may be above the number of tokens.
     - `length_penalty`: $\alpha$ in $\log p / \ell^\alpha$, by which finished answers of
       $\ell$ tokens are compared. 0: the likeliest wins; 1: the mean over the tokens.
     - Returns ids (m, L) int64, as `greedy_decode`, and their scores (m,) float64. An
       unfinished answer is given only where none is finished after `max_length` steps.
-    - Ends when `beam_size` answers are finished, or none left could become the best.
-    - Raises as the model does, and ValueError or TypeError on other numbers.
+    - A logit of -inf forbids a token; the score is -inf where all answers are forbidden.
+    - Ends when none left could become the best, and if `early_stopping` also when `beam_size`
+      answers are finished. A model that is sure of long answers finishes bad short ones first:
+      for it, False is better.
+    - Raises as the model does, ValueError on logits of NaN or infinity, and ValueError or
+      TypeError on other numbers.
     - Source: Graves (2012); Sutskever, Vinyals and Le (2014).
     """
     size, most = _count(beam_size, "beam_size"), _count(max_length, "max_length")
+    _instance(early_stopping, (bool, np.bool_), "early_stopping")
     alpha, end = _real(length_penalty, "length_penalty"), _count(end, "end", 0)
     n, state = len(src), model.encode(src, src_mask)
-    beams, tokens = _Beams(n, size, most, alpha), np.full((n, size), _count(start, "start", 0))
+    beams = _Beams(n, size, most, alpha, bool(early_stopping))
+    tokens = np.full((n, size), _count(start, "start", 0))
     state = _rows(state, np.repeat(np.arange(n), size))
     while beams.written.shape[2] < most and not beams.over().all():
         logits, state = model.step(tokens.reshape(-1), state)
-        logp = log_softmax(logits.astype(np.float64)).reshape(n, size, -1)
-        parent, tokens = beams.grow(logp, end)
+        parent, tokens = beams.grow(_log_p(_logits(logits)).reshape(n, size, -1), end)
         state = _rows(state, (parent + size * np.arange(n)[:, None]).reshape(-1))
     return beams.result()

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .activations import log_softmax
-from .checking import _count, _fitting
-from .decoding import beam_search
+from .checking import _array, _count, _fits, _fitting
+from .decoding import _logits, beam_search
 from .lstm import GRU, LSTM
 from .mlp import Composite, Linear, _size
 from .recurrent import _generator
@@ -48,12 +48,16 @@ class Encoder(Composite):
     - `vocab`: number of tokens, 0 being padding; `cell`: "gru" or "lstm".
     - `bidirectional`: whether it also reads from the end; the context is then both last
       states beside each other.
+    - `rng`: a Generator or a seed for the first weights; `dtype`: float32 or float64.
     - `params`: of `embedding` and `rnn`. Raises ValueError or TypeError on other settings.
     """
     takes_ids = True
 
     def __init__(self, vocab: int, embedding_dim: int, hidden_size: int, cell: str = "gru",
-                 bidirectional: bool = False, **own: Any):
+                 bidirectional: bool = False, *,
+                 rng: np.random.Generator | int | None = None,
+                 dtype: DTypeLike = np.float32):
+        own: dict[str, Any] = {"rng": _generator(rng), "dtype": dtype}
         super().__init__(
             embedding=Embedding(vocab, embedding_dim, 0, **own),
             rnn=_recurrent(cell, embedding_dim, hidden_size, bidirectional=bidirectional, **own))
@@ -82,12 +86,15 @@ class Decoder(Composite):
     - `vocab`: number of tokens, 0 being padding; `context_size`: that of $\mathbf{c}$.
     - `params`: of `bridge` (from the context to the first state), `embedding`, `rnn` (of
       embedding and context beside each other) and `head` (from the state to logits).
-    - Raises ValueError or TypeError on settings that do not fit.
+    - `rng`: a Generator or a seed for the first weights; `dtype`: float32 or float64.
+    - Raises ValueError or TypeError on settings and arrays that do not fit.
     """
     takes_ids = True
 
     def __init__(self, vocab: int, embedding_dim: int, hidden_size: int, context_size: int,
-                 cell: str = "gru", **own: Any):
+                 cell: str = "gru", *, rng: np.random.Generator | int | None = None,
+                 dtype: DTypeLike = np.float32):
+        own: dict[str, Any] = {"rng": _generator(rng), "dtype": dtype}
         super().__init__(
             bridge=Linear(context_size, hidden_size, **own),
             embedding=Embedding(vocab, embedding_dim, 0, **own),
@@ -102,8 +109,15 @@ class Decoder(Composite):
 
     def forward(self, tgt: np.ndarray, context: np.ndarray,  # type: ignore[override]
                 state: Any = None) -> tuple[tuple[np.ndarray, Any], Any]:
-        "((logits (m, T, vocab), last state), cache); state None: `first(context)`."
+        """((logits (m, T, vocab), last state), cache) of `tgt` (m, T), `context` (m, .).
+
+        - `state`: the one to begin from, without a way back; None: `first(context)`.
+        """
         y, embedded = self.parts["embedding"].forward(tgt)
+        if y.ndim != 3:
+            raise ValueError(f"tgt: expected shape (m, T), got {embedded.shape}")
+        size = self.parts["bridge"].params["weight"].shape[1]
+        _fitting(context, (len(y), size), y.dtype, "context")
         state, begun = self.first(context) if state is None else (state, None)
         every = np.repeat(context[:, None], y.shape[1], axis=1)
         rnn: Any = self.parts["rnn"]
@@ -115,6 +129,9 @@ class Decoder(Composite):
                  ) -> tuple[Any, dict[str, np.ndarray]]:
         "The gradients by the context and by `params`, from that by the logits."
         parts: dict[str, Any] = self.parts  # type: ignore[assignment]
+        if cache[1] is None:
+            raise ValueError("cache: expected one of forward without a state, which it computes "
+                             "from the context")
         (embedded, (s, begun), cache, head), grads = cache, {}
         ds, grads["head"] = parts["head"].backward(grad, head)
         (dx, first), grads["rnn"] = parts["rnn"].backward((ds, None), cache)
@@ -128,7 +145,7 @@ class Decoder(Composite):
 # %% ../nbs/encoder_decoder.ipynb #f33866ea
 def _tokens(ids: Any, name: str, n: int) -> np.ndarray:
     "Rows of tokens below `n`, at least one of at least one."
-    ids = np.asarray(ids)
+    ids = _array(ids, name)
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
         raise ValueError(f"{name}: expected whole numbers (m, time), got {ids.dtype} of shape "
                          f"{ids.shape}")
@@ -144,12 +161,36 @@ def _src_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     "`mask` if it is boolean and has that shape, or None."
     if mask is None:
         return None
-    mask = np.asarray(mask)
+    mask = _array(mask, "src_mask")
     if mask.dtype != bool:
         raise TypeError(f"src_mask: expected True and False, got dtype {mask.dtype}")
     if mask.shape != shape:
         raise ValueError(f"src_mask: expected shape {shape}, as src has, got {mask.shape}")
     return mask
+
+# %% ../nbs/encoder_decoder.ipynb #a94c7e30
+def _held(state: Any, kinds: list[tuple[tuple[int | None, ...], Any]]) -> list[np.ndarray]:
+    "The arrays of a state, if they are (m, ...) of these shapes and dtypes."
+    arrays = _leaves(state)
+    fits = len(arrays) == len(kinds) and all(
+        isinstance(a, np.ndarray) and a.dtype == dtype and _fits(a.shape[1:], shape)
+        and len(a) == len(arrays[0]) for a, (shape, dtype) in zip(arrays, kinds))
+    if not fits:
+        raise ValueError(f"state: expected what encode or step gave, got {state!r:.80}")
+    return arrays
+
+
+def _leaves(state: Any) -> list[Any]:
+    nested = isinstance(state, (tuple, list))
+    return [a for part in state for a in _leaves(part)] if nested else [state]
+
+# %% ../nbs/encoder_decoder.ipynb #e27b5d18
+def _one_each(tokens: Any, m: int, n: int) -> np.ndarray:
+    "One token below `n` for each of `m` rows of a state, (m, 1)."
+    tokens = _array(tokens, "tokens")
+    if tokens.shape != (m,):
+        raise ValueError(f"tokens: expected {m}, as the state is of, got shape {tokens.shape}")
+    return _tokens(tokens[:, None], "tokens", n)
 
 # %% ../nbs/encoder_decoder.ipynb #7a2ef33c
 class Seq2Seq(Composite):
@@ -217,11 +258,20 @@ class Seq2Seq(Composite):
 
         - `tokens`: (m,), those written last; `state`: from `encode` or the step before.
         """
-        context, *own = state
-        tokens = _tokens(np.reshape(tokens, (-1, 1)), "tokens", self.tgt_vocab)
+        rnn: Any = self.decoder.parts["rnn"]
+        weight = self.decoder.parts["bridge"].params["weight"]
+        kinds: list[Any] = [((n,), weight.dtype) for n in weight.shape[::-1]]
+        context, *own = _held(state, kinds + kinds[1:] * isinstance(rnn, LSTM))
+        tokens = _one_each(tokens, len(context), self.tgt_vocab)
         before = tuple(a[None] for a in own)
         logits, last = self.decoder(tokens, context, before if len(before) > 1 else before[0])
         return logits[:, 0], (context, *_by_row(last))
+
+    def __repr__(self) -> str:
+        rnn: Any = self.encoder.parts["rnn"]
+        d = f"{rnn.input_size}, {rnn.hidden_size}, {rnn.cell!r}"
+        both = ", bidirectional=True" * rnn.bidirectional
+        return f"Seq2Seq({self.src_vocab}, {self.tgt_vocab}, {d}{both})"
 
 # %% ../nbs/encoder_decoder.ipynb #efa990d6
 def _by_row(state: Any) -> tuple[np.ndarray, ...]:
@@ -233,11 +283,14 @@ def greedy_decode(model: Any, src: np.ndarray, src_mask: Any = None, *,
                   max_length: int = 64, start: int = 1, end: int = 2) -> np.ndarray:
     """The answers of `model` when it writes what is likeliest at each step.
 
+    - Call `model.eval()` first: a new model is in training mode, also after `load`.
     - `model`: has `encode(src, src_mask) -> state` and `step(tokens, state) -> (logits,
       state)`; `src`: (m, S) tokens; `src_mask`: (m, S), True at real ones.
     - `max_length`: where writing ends anyhow; `start`, `end`: the tokens at both ends.
     - Returns (m, L) int64, with `end` where it was reached, and 0 after it.
-    - Raises as the model does, and ValueError or TypeError on other numbers.
+    - A logit of -inf forbids a token; where all are forbidden, 0 is written.
+    - Raises as the model does, ValueError on logits of NaN or infinity, and ValueError or
+      TypeError on other numbers.
     """
     start, end = _count(start, "start", 0), _count(end, "end", 0)
     steps, state = _count(max_length, "max_length"), model.encode(src, src_mask)
@@ -245,7 +298,7 @@ def greedy_decode(model: Any, src: np.ndarray, src_mask: Any = None, *,
     written: list[np.ndarray] = []
     while len(written) < steps and not done.all():
         logits, state = model.step(tokens, state)
-        tokens = logits.argmax(axis=1)
+        tokens = _logits(logits).argmax(axis=1)
         written.append(np.where(done, 0, tokens))
         done |= tokens == end
     return np.stack(written, axis=1)

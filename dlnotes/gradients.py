@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from .checking import _fitting, _input, _instance, _real, compiled
 from .mlp import Layer, _random, _size
 from .normalization import _batch_norm, _batch_norm_grad
 from .normalization import _layer_norm, _layer_norm_grad
+from .recurrent import _flag
 
 # %% auto #0
 __all__ = ['xavier_normal', 'xavier_uniform', 'kaiming_normal', 'kaiming_uniform', 'orthogonal', 'clip_grad_norm', 'BatchNorm',
@@ -93,7 +95,7 @@ def _kaiming(shape, a, mode, nonlinearity, even, rng, dtype):
     gains = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2),
              "leaky_relu": math.sqrt(2 / (1 + _real(a, "a", -1e15)**2))}
     for value, name, known in ((mode, "mode", fans), (nonlinearity, "nonlinearity", gains)):
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise ValueError(f"{name}: expected one of {list(known)}, got {value!r}")
     return _drawn(shape, gains[nonlinearity] / math.sqrt(fans[mode]), even, rng, dtype)
 
@@ -151,7 +153,8 @@ def clip_grad_norm(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
                             f"got {getattr(g, 'dtype', type(g).__name__)}")
         if not g.flags.writeable:
             raise ValueError(f"grads[{name!r}]: expected an array that can be written to")
-    limit = max_norm if max_norm == math.inf else _real(max_norm, "max_norm", 0, math.inf)
+    endless = isinstance(max_norm, Real) and max_norm == math.inf
+    limit = math.inf if endless else _real(max_norm, "max_norm", 0, math.inf)
     with np.errstate(over="ignore"):
         norm = math.hypot(*map(_norm, grads.values()))
     if limit < norm < math.inf:
@@ -160,6 +163,15 @@ def clip_grad_norm(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
     return norm
 
 # %% ../nbs/gradients.ipynb #b2378316
+@compiled()
+def _follow(mean, var, stats, share, widen):
+    "Move running statistics by `share` to those of a batch; `widen`: n / (n - 1)."
+    part, factor = mean.dtype.type(share), mean.dtype.type(widen)
+    for c in range(mean.size):
+        mean[c] += part * (stats[0, c] - mean[c])
+        var[c] += part * (stats[1, c] * factor - var[c])
+
+
 class BatchNorm(Layer):
     r"""Batch normalisation: each channel gets mean 0 and variance 1, then $\gamma, \beta$.
 
@@ -185,10 +197,10 @@ class BatchNorm(Layer):
             self.momentum = _real(momentum, "momentum", 0, 1 + 1e-9)
         _random({}, 1, None, dtype)  # refuses what is no float
         one = np.ones(num_features, dtype)
-        self.params = {"weight": one, "bias": 0 * one} if affine else {}
+        self.params = {"weight": one, "bias": 0 * one} if _flag(affine, "affine") else {}
         self.buffers = {"running_mean": 0 * one, "running_var": one.copy(),
                         "num_batches_tracked": np.zeros((), np.int64)}
-        if not track_running_stats:
+        if not _flag(track_running_stats, "track_running_stats"):
             self.buffers = {}
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -201,7 +213,7 @@ class BatchNorm(Layer):
         running = None if of_batch else list(self.buffers.values())[:2]
         y, stats = _batch_norm(x, *self._affine(x), self.eps, running)
         if self.training and self.buffers:
-            self._follow(stats[0], stats[1], x.size // self.num_features)
+            self._follow(stats, x.size // self.num_features)
         return y, (x, stats, of_batch)
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
@@ -230,14 +242,15 @@ class BatchNorm(Layer):
                              f"got shape {x.shape}")
         return x
 
-    def _follow(self, mean: np.ndarray, var: np.ndarray, n: int) -> None:
+    def _follow(self, stats: np.ndarray, n: int) -> None:
         "Let the running statistics follow those of a batch of `n` numbers a channel."
         self.buffers["num_batches_tracked"] += 1
         share = self.momentum
         if share is None:
             share = 1 / int(self.buffers["num_batches_tracked"])
-        for name, new in (("running_mean", mean), ("running_var", var * (n / (n - 1)))):
-            self.buffers[name] += share * (new - self.buffers[name])
+        mean, var = (_fitting(self.buffers[name], stats.shape[1:], stats.dtype, name)
+                     for name in ("running_mean", "running_var"))
+        _follow(mean, var, stats, share, n / (n - 1))
 
     def __repr__(self) -> str:
         return f"BatchNorm({self.num_features})"
@@ -263,8 +276,9 @@ class LayerNorm(Layer):
         self.eps = _real(eps, "eps")
         _random({}, 1, None, dtype)
         one = np.ones(self.normalized_shape, dtype)
-        self.params = {"weight": one, "bias": 0 * one} if elementwise_affine else {}
-        if not bias:
+        affine = _flag(elementwise_affine, "elementwise_affine")
+        self.params = {"weight": one, "bias": 0 * one} if affine else {}
+        if not _flag(bias, "bias"):
             self.params.pop("bias", None)
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
@@ -290,7 +304,7 @@ class LayerNorm(Layer):
     def _affine(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Weight and bias as rows, also where there are none."
         plain = {"weight": np.ones, "bias": np.zeros}
-        rows = [np.ravel(self.params[name]) if name in self.params
+        rows = [self.params[name].reshape(-1) if name in self.params
                 else f(x.shape[1], x.dtype) for name, f in plain.items()]
         return (_fitting(rows[0], x.shape[1:], x.dtype, "weight"),
                 _fitting(rows[1], x.shape[1:], x.dtype, "bias"))

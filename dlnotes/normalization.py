@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from .checking import compiled
-from .threads import _batch_first, _batch_last, _empty, _lies_batch_last, _spread
+from .sharing import _pieces, _shared
+from .threads import _batch_first, _batch_last, _empty, _lies_batch_last
 
 # %% auto #0
 __all__ = []
@@ -34,7 +35,7 @@ def _channel_norm(x, weight, bias, stats, eps, of_batch, y, first, last):
             stats[1, c] = max(squares - total * total / n, 0.0) / n
         stats[2, c] = 1 / np.sqrt(np.float64(stats[1, c]) + eps)
         mean, scale, shift = stats[0, c], stats[2, c] * weight[c], bias[c]
-        for i in range(x.shape[0]):
+        for i in range(x.shape[0] - 1, -1, -1):
             row, out = x[i, c], y[i, c]
             for j in range(row.size):
                 out[j] = (row[j] - mean) * scale + shift
@@ -56,7 +57,7 @@ def _channel_norm_grad(x, grad, weight, stats, of_batch, dx, sums, first, last):
         sums[0, c], sums[1, c] = total, products * root
         share, scale = 1 / n if of_batch else 0.0, stats[2, c] * weight[c]
         level, slope = real(total * share), real(products * root * root * share)
-        for i in range(x.shape[0]):
+        for i in range(x.shape[0] - 1, -1, -1):
             row, g, out = x[i, c], grad[i, c], dx[i, c]
             for j in range(row.size):
                 out[j] = scale * (g[j] - level - slope * (row[j] - mean))
@@ -177,16 +178,9 @@ def _unplaned(flat: np.ndarray, shape: tuple[int, ...], batch_last: bool) -> np.
     return flat.reshape(shape)
 
 # %% ../nbs/normalization.ipynb #18f02b29
-_SHARED = 1_000_000
-
-
 def _over_channels(kernels: Any, x: np.ndarray, *rest: Any) -> None:
-    "Call the first or, for few pixels, the second of `kernels` on all channels."
-    kernel, channels = kernels[x.shape[2] < 16], x.shape[1]
-    if x.size < _SHARED:
-        kernel(x, *rest, 0, channels)
-    else:
-        _spread(lambda first, last: kernel(x, *rest, first, last), channels, x.size)
+    "Share the first or, for few pixels, the second of `kernels` among threads, by channels."
+    _shared(kernels[x.shape[2] < 16], x.shape[1], x.size, x, *rest)
 
 # %% ../nbs/normalization.ipynb #3abfd3cf
 def _batch_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float,
@@ -238,9 +232,10 @@ def _row_norm(x, weight, bias, stats, eps, y, first, last):
 # %% ../nbs/normalization.ipynb #df11444b
 @compiled(fastmath={"contract", "nsz", "arcp", "reassoc"})
 def _row_norm_grad(x, grad, weight, stats, dx, sums, first, last):
-    "Backward of `_row_norm`; adds the gradients by bias and weight to `sums`."
+    "Backward of `_row_norm`; gradients by bias and weight go into the piece's own row of `sums`."
     real, share = x.dtype.type, x.dtype.type(1 / x.shape[1])
     by_bias, by_weight = np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
+    own = sums[-(-first * len(sums) // max(1, len(x)))]
     for i in range(first, last):
         row, g, out, mean, root = x[i], grad[i], dx[i], stats[0, i], stats[1, i]
         level, slope = real(0), real(0)
@@ -255,35 +250,23 @@ def _row_norm_grad(x, grad, weight, stats, dx, sums, first, last):
             out[j] = root * (g[j] * weight[j] - level - slope * (row[j] - mean))
         if i % 64 == 63 or i == last - 1:
             for j in range(row.size):
-                sums[0, j] += by_bias[j]
-                sums[1, j] += by_weight[j]
+                own[0, j] += by_bias[j]
+                own[1, j] += by_weight[j]
                 by_bias[j] = by_weight[j] = 0
-
-# %% ../nbs/normalization.ipynb #c73a3e0e
-def _over_rows(work: Any, rows: int, size: int) -> None:
-    if size < _SHARED:
-        work(0, rows)
-    else:
-        _spread(work, rows, size)
 
 # %% ../nbs/normalization.ipynb #20f65cd7
 def _layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray,
                 eps: float) -> tuple[np.ndarray, np.ndarray]:
     "The answer to contiguous rows (m, n); mean and 1 / deviation of each row, (2, m)."
     y, stats = _empty(x.shape, x.dtype), np.empty((2, len(x)), x.dtype)
-    def work(first, last):
-        _row_norm(x, weight, bias, stats, eps, y, first, last)
-    _over_rows(work, len(x), x.size)
+    _shared(_row_norm, len(x), x.size, x, weight, bias, stats, eps, y)
     return y, stats
 
 # %% ../nbs/normalization.ipynb #e645d6fb
 def _layer_norm_grad(grad: np.ndarray, x: np.ndarray, weight: np.ndarray,
                      stats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The gradient by `x`, and those by bias and weight, (2, n)."
-    dx, parts = _empty(x.shape, x.dtype), {}
-    def work(first, last):
-        parts[first] = np.zeros((2, x.shape[1]))
-        _row_norm_grad(x, grad, weight, stats, dx, parts[first], first, last)
-    _over_rows(work, len(x), x.size)
-    sums = sum(parts[first] for first in sorted(parts))
-    return dx, np.asarray(sums, x.dtype).reshape(2, -1)
+    dx, m = _empty(x.shape, x.dtype), len(x)
+    sums = np.zeros((_pieces(m, x.size), 2, x.shape[1]))
+    _shared(_row_norm_grad, m, x.size, x, grad, weight, stats, dx, sums)
+    return dx, sums.sum(axis=0).astype(x.dtype)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .cells import _backward, _forward
-from .checking import _fitting, _input, _real
+from .checking import _array, _fitting, _input, _real
 from .mlp import Layer, _random, _size
 
 # %% auto #0
@@ -109,6 +109,7 @@ class Recurrent(Layer):
           after the last step, (num_layers D, m, hidden_size); for the LSTM a pair, (h, c).
         - `state`: the one to begin from, like `state_n`; None: zeros.
         - `mask`: (m, time), True at real steps. At others the state stays, and `y` is 0.
+        - The cache holds `x` and `y`: change neither in place before `backward`.
         - Raises ValueError or TypeError on what does not fit, and without a single step.
         """
         return self._run(x, state, mask, keep=True)
@@ -133,7 +134,7 @@ class Recurrent(Layer):
             kept.append((scale, caches))
         if mask is not None:
             y = np.where(mask[:, :, None], y, y.dtype.type(0))
-        return (y, self._joined(ends)), (kept, y.shape)
+        return (y, self._joined(ends)), (kept, y.shape, self._kind())
 
     def backward(self, grad: Any, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
@@ -141,8 +142,12 @@ class Recurrent(Layer):
 
         - Either of the pair may be None, where the loss does not depend on it.
         - `grad_state`: by the first state; for the LSTM a pair.
+        - Raises ValueError or TypeError on gradients that do not fit, and on the cache of a
+          layer of another kind or size.
         """
-        kept, shape = cache
+        if not isinstance(cache, tuple) or len(cache) != 3 or cache[2] != self._kind():
+            raise ValueError(f"cache: expected one that forward of {self!r} gave")
+        kept, shape, _ = cache
         grad_y, ends = self._gradients(grad, shape)
         firsts, grads = list(ends), dict[str, np.ndarray]()
         for layer in range(self.num_layers)[::-1]:
@@ -161,6 +166,10 @@ class Recurrent(Layer):
         "The directions of a layer: their numbers, and whether they go backward."
         d = 1 + self.bidirectional
         return [(layer * d + back, bool(back)) for back in range(d)]
+
+    def _kind(self) -> tuple[Any, ...]:
+        "What a cache must agree in with the layer, lest a kernel reads past an array."
+        return self.cell, self._shapes, next(iter(self.params.values())).dtype
 
     def _weights(self, k: int) -> list[np.ndarray]:
         "The weights of a layer in a direction, zeros for biases that are not there."
@@ -222,7 +231,7 @@ def _sequences(x: Any, features: int, like: np.ndarray) -> np.ndarray:
 
 
 def _steps(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
-    mask = np.asarray(mask)
+    mask = _array(mask, "mask")
     if mask.dtype != bool:
         raise TypeError(f"mask: expected True and False, got dtype {mask.dtype}")
     if mask.shape != shape:

@@ -44,12 +44,14 @@ def _padded(sequences: Any) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../nbs/sequences.ipynb #205bb14c
 def _is_list(X: Any) -> bool:
-    "Whether `X` is a list of arrays, and not an array or a table."
-    if isinstance(X, np.ndarray) and X.dtype != object or not isinstance(
+    "Whether `X` is a list of arrays or of rows of unequal length, and not a table."
+    if isinstance(X, np.ndarray) and (X.dtype != object or X.ndim > 1) or not isinstance(
             X, (list, tuple, np.ndarray)):
         return False
-    shapes = [np.shape(a) if isinstance(a, np.ndarray) else (len(a), *np.shape(a[0]))
-              if isinstance(a, (list, tuple)) and len(a) else () for a in X]
+    if any(isinstance(a, np.ndarray) and a.ndim for a in X):
+        return True
+    shapes = [(len(a), *np.shape(a[0])) if isinstance(a, (list, tuple)) and len(a) else ()
+              for a in X]
     return any(len(s) == 2 for s in shapes) or len({len(s) and s[0] for s in shapes}) > 1
 
 # %% ../nbs/sequences.ipynb #c0f59582
@@ -94,8 +96,8 @@ class SequenceClassifier(_Classifier, _Recurrent):
       `verbose`, `random_state`: as for `MLPClassifier`.
 
     Sequences `X` come as (m, time, features); as a list of m arrays (time, features) or
-    (time,), of any lengths; or as a table (m, time), whose rows must all be of the length
-    that they had in `fit`. Scale them first.
+    (time,), of any lengths; or as a table (m, time), an array or lists of numbers, whose rows
+    must all be of the length that they had in `fit`. Scale them first.
 
     Learnt: `model_`, a `SequenceModel`; `classes_`; `n_iter_`; `loss_curve_`; with early
     stopping, `validation_loss_curve_`.
@@ -130,9 +132,10 @@ class SequenceClassifier(_Classifier, _Recurrent):
     def _network(self, X, outputs):
         return self._model(X[0].shape[2], outputs, X[0].dtype, last=True)
 
-    def _sequences(self, X, reset, **check):
+    def _sequences(self, X, reset):
         "As a tuple: (m, time, features), and the mask if lengths differ."
-        if _is_list(X):
+        like_lists, table = not reset and not self._table and isinstance(X, (list, tuple)), False
+        if like_lists or _is_list(X):
             X, mask = _padded(X)
             parts = (X,) if mask.all() else (X, mask)
         elif getattr(X, "ndim", None) == 3:
@@ -140,17 +143,20 @@ class SequenceClassifier(_Classifier, _Recurrent):
             if 0 in parts[0].shape:
                 raise ValueError("X: expected at least one sequence, step and feature, got "
                                  f"shape {parts[0].shape}")
-        else:
+        elif reset or self._table:
             X = validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=reset)
-            parts, features = (X[:, :, None],), "table"
-            return self._same_kind(parts, features, reset)
-        return self._same_kind(parts, parts[0].shape[2], reset)
+            parts, table = (X[:, :, None],), True
+        else:
+            raise ValueError("X: expected a list of sequences, or (m, time, "
+                             f"{self._features}), got shape {np.shape(X)}")
+        return self._same_kind(parts, table, reset)
 
-    def _same_kind(self, parts, features, reset):
+    def _same_kind(self, parts, table, reset):
         "The sequences, if they have as many features as those of `fit` had."
+        features = parts[0].shape[2]
         if reset:
-            self._features = features
-            if features != "table":
+            self._features, self._table = features, table
+            if not table:
                 self.n_features_in_ = features
         elif features != self._features:
             raise ValueError(f"X: expected sequences of {self._features} features as in fit, "

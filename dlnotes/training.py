@@ -123,7 +123,8 @@ def _counted(loss, y):
 def _accuracy(loss, answer, y):
     "The share of answers that name the right class; None where there are no classes."
     if isinstance(loss, CrossEntropyLoss):
-        return np.count_nonzero(answer.argmax(axis=1) == y) / _counted(loss, y)
+        right = (answer.argmax(axis=1) == y) & (y != loss.ignore_index)
+        return np.count_nonzero(right) / _counted(loss, y)
     if isinstance(loss, BCEWithLogitsLoss):
         return float(((answer >= 0) == (y >= 0.5)).mean())
     return None

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .blocks import _Core, _kept
-from .checking import _count, as_float
-from .encoder_decoder import _src_mask, _tokens
+from .checking import _count, _fitting, as_float
+from .encoder_decoder import _one_each, _src_mask, _tokens
 from .mlp import Composite, Linear, _random, _size
 from .recurrent import Dropout, _generator
 from .rnn import Embedding
@@ -106,22 +106,23 @@ class Transformer(_Embedded):
       Gives logits (m, tgt_vocab, T); those at t depend on `tgt` up to t only.
     - `encode` and `step` write one token after the other, and keep keys and values.
     - `core`: the part that is PyTorch's `nn.Transformer`, under the same names.
-    - Settings as there; `d_model` is even. `dropout` is 0 when not training.
+    - Settings as there; `d_model` is even. `dropout` is 0 when not training. `rotary`: self-
+      attention turns queries and keys by their positions, too (see `rotate`).
     - Raises ValueError or TypeError on settings, tokens and masks that do not fit.
     - Source: Vaswani et al. (2017).
     """
     def __init__(self, src_vocab: int, tgt_vocab: int, d_model: int = 512, nhead: int = 8,
                  num_encoder_layers: int = 6, num_decoder_layers: int = 6,
                  dim_feedforward: int = 2048, dropout: float = 0.1, activation: str = "relu",
-                 norm_first: bool = False, *, rng: np.random.Generator | int | None = None,
-                 dtype: DTypeLike = np.float32):
+                 norm_first: bool = False, *, rotary: bool = False,
+                 rng: np.random.Generator | int | None = None, dtype: DTypeLike = np.float32):
         rng = _generator(rng)
         sinusoidal_positions(1, d_model)  # refuses what is odd
         self.d_model = d_model
         self.src_vocab = _size(src_vocab, "src_vocab")
         self.tgt_vocab = _size(tgt_vocab, "tgt_vocab")
         core = _Core(d_model, nhead, num_encoder_layers, num_decoder_layers, dim_feedforward,
-                     dropout, activation, 1e-5, norm_first, rng=rng, dtype=dtype)
+                     dropout, activation, 1e-5, norm_first, rotary=rotary, rng=rng, dtype=dtype)
         super().__init__(
             src_embedding=Embedding(src_vocab, d_model, rng=rng, dtype=dtype),
             tgt_embedding=Embedding(tgt_vocab, d_model, rng=rng, dtype=dtype),
@@ -137,11 +138,12 @@ class Transformer(_Embedded):
         y, written = self._embed("tgt", tgt)
         y, inner = self.core.forward(x, y, src_mask)
         logits, last = self.parts["head"].forward(y)
-        return logits.transpose(0, 2, 1), (read, written, inner, last)
+        return logits.transpose(0, 2, 1), (read, written, inner, last, logits.shape)
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
-        read, written, inner, last = cache
+        read, written, inner, last, (m, t, v) = cache
+        _fitting(grad, (m, v, t), self.parts["head"].params["weight"].dtype)
         grad, head = self.parts["head"].backward(grad.transpose(0, 2, 1), last)
         (by_src, by_tgt), core = self.core.backward(grad, inner)
         return None, self._join({
@@ -174,9 +176,7 @@ class Transformer(_Embedded):
         stored, real, past = _kept(state, (len(self.decoder.layers), 2, self.d_model),
                                    embedding.params["weight"].dtype)
         n, t = past.shape[:2]
-        ids = _tokens(np.asarray(tokens)[..., None], "tokens", self.tgt_vocab)[:, 0]
-        if len(ids) != n:
-            raise ValueError(f"tokens: expected {n}, as the state is of, got {len(ids)}")
+        ids = _one_each(tokens, n, self.tgt_vocab)[:, 0]
         new = np.empty((n, t + 1, *past.shape[2:]), past.dtype)
         new[:, :t] = past
         x = embedding.params["weight"][ids] + self._places(t + 1)[t]

@@ -1,11 +1,13 @@
-"""Dates in many languages to ISO 8601, by three models: `python -m experiments.dates MODEL`.
+"""Dates in many languages to ISO 8601, by four models: `python -m experiments.dates MODEL`.
 
-MODEL is seq2seq, attention or transformer. Each text lists up to three dates (`--dates`), as one
-alone is no test of a memory. `--seeds 0 1 2` names the seeds of first weights, order and data; a
-seed's days of training, validation and test are its own, too (dlnotes.dates). `--threads` limits
-the threads. The test is looked at once, after the last step. The chapters show the results, which
-are kept in experiments/results/dates_MODEL.json, with the time by the clock and that which the
-processors worked for the training; where other programs ran beside it, the second says more.
+MODEL is seq2seq, attention, transformer or transformer_added; the last one's self-attention does
+not turn queries and keys by their places, which are only added to the embeddings. Each text lists
+up to three dates (`--dates`), as one alone is no test of a memory. `--seeds 0 1 2` names the seeds
+of first weights, order and data; a seed's days of training, validation and test are its own, too
+(dlnotes.dates). `--threads` limits the threads. The test is looked at once, after the last step.
+The chapters show the results, which are kept in experiments/results/dates_MODEL.json, with the
+time by the clock and that which the processors worked for the training; where other programs ran
+beside it, the second says more.
 """
 import argparse
 import importlib
@@ -37,13 +39,17 @@ MODELS = {
                   {"embedding_dim": 32, "hidden_size": 96},
                   {"pairs": 40_000, "epochs": 4, "batch_size": 64, "lr": 5e-3, "warmup": 100,
                    "weight_decay": 0.01, "max_norm": 1.0, "label_smoothing": 0.0}),
-    "transformer": ("dlnotes.transformer", "Transformer",
-                    {"d_model": 64, "nhead": 4, "num_encoder_layers": 2,
-                     "num_decoder_layers": 2, "dim_feedforward": 256, "dropout": 0.0,
-                     "norm_first": True},
-                    {"pairs": 40_000, "epochs": 4, "batch_size": 64, "lr": 4e-3, "warmup": 300,
-                     "weight_decay": 0.01, "max_norm": 1.0, "label_smoothing": 0.0}),
+    "transformer_added": ("dlnotes.transformer", "Transformer",
+                          {"d_model": 64, "nhead": 4, "num_encoder_layers": 2,
+                           "num_decoder_layers": 2, "dim_feedforward": 256, "dropout": 0.0,
+                           "norm_first": True},
+                          {"pairs": 40_000, "epochs": 4, "batch_size": 64, "lr": 4e-3,
+                           "warmup": 300, "weight_decay": 0.01, "max_norm": 1.0,
+                           "label_smoothing": 0.0}),
 }
+MODELS["transformer"] = (*MODELS["transformer_added"][:2],
+                         {**MODELS["transformer_added"][2], "rotary": True},
+                         MODELS["transformer_added"][3])
 
 
 def build(name, source, target, seed):

@@ -78,6 +78,9 @@ def code_cell(page, cell):
     if options.get("include") is False:
         return ""
     text, label = "", options.get("label", "")
+    if label and label.lower() in page.cell_labels:
+        page.complain(f"duplicate label {label}: Quarto makes all its letters small")
+    page.cell_labels.add(label.lower())
     if options.get("echo", True) and code:
         text = fenced(code, f" {{.python .cell-code "
                             f"{attributes(options, 'code-fold', 'code-summary')}}}")

@@ -44,12 +44,23 @@ def link_names(text, names):
 
 
 def source_label(source):
-    """The label of a cell that exports: `src-` and the first public name that it defines."""
+    """The label of a cell that exports: `src-` and the first public name that it defines.
+
+    In small letters, as Quarto makes them; a class is told from a function by its ending.
+    """
     with contextlib.suppress(SyntaxError):
         for node in ast.parse(source).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
-                return f"src-{node.name}"
+                ending = "-class" if isinstance(node, ast.ClassDef) else ""
+                return f"src-{node.name.lower()}{ending}"
     return None
+
+
+def as_markdown(output):
+    """Have HTML displayed by way of markdown: for a bare one, Quarto fetches scripts from afar."""
+    data = output.get("data", {})
+    if html := "".join(data.pop("text/html", "")):
+        data["text/markdown"] = f"\n```{{=html}}\n{html}\n```\n"
 
 
 def filter_notebook(notebook):
@@ -63,6 +74,8 @@ def filter_notebook(notebook):
         exported = cell["cell_type"] == "code" and EXPORTS.search(source)   # nbdev drops this line
         if exported and not LABEL.search(source) and (label := source_label(source)):
             cell["source"] = f"#| label: {label}\n{source}"
+        for output in cell.get("outputs", []):
+            as_markdown(output)
     nb = dict2nb(notebook)
     with contextlib.redirect_stdout(io.StringIO()):  # stdout belongs to the notebook
         FilterDefaults()(nb)

@@ -68,6 +68,7 @@ class Page:
         self.number, self.title, self.id, self.blocks = "", words(source), "", []
         self.cell = 0                       # the number of the cell that is read or walked
         self.ids, self.tex = set(), {}      # what can be linked to; each formula, and its cell
+        self.cell_labels = set()            # in small letters
         self.sections, self.counts = [0] * 7, Counter()
 
     def complain(self, message):
@@ -102,7 +103,9 @@ class Page:
         _, (self.id, classes, _), inlines = blocks.pop(0)["c"]
         # {.unnumbered} is for .qmd pages only: Quarto ignores it in a notebook
         if not ("unnumbered" in classes and self.source.endswith(".qmd")):
-            self.number = str(next(self.book.numbers[self.is_appendix]))
+            if (number := next(self.book.numbers[self.is_appendix], None)) is None:
+                self.complain("an appendix for which no letter is left")
+            self.number = str(number)
         self.title = self.walk(inlines)
         kind = "Appendix" if self.is_appendix else "Chapter"
         self.note(self.id, *([kind, words(self.number)] if self.number else ["", self.title]))

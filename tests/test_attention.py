@@ -213,6 +213,31 @@ def test_gradients_are_refused_by_name(name, grad):
         layer.backward(grad, cache)
 
 
+@pytest.mark.parametrize("other", [
+    Attention("additive", 4, 4, 300), Attention("general", 4, 4), Attention("dot", 4, 4),
+    Attention("additive", 5, 4, 6), Attention("additive", 4, 5, 6)])
+def test_the_cache_of_another_layer_is_refused(other):
+    layer = Attention("additive", 4, 4, 6, rng=0)
+    q, k = other.query_size, other.key_size
+    (context, _), cache = other.forward(np.ones((2, 3, q), "f4"), np.ones((2, 5, k), "f4"))
+    for wrong in (cache, cache[:4], None):
+        with pytest.raises(ValueError, match="^cache: expected one that forward of Attention"):
+            layer.backward((context, None), wrong)
+
+
+@pytest.mark.parametrize("name", ["weight_q", "weight_k", "bias", "v"])
+@pytest.mark.parametrize("change", [lambda a: np.zeros((100, *a.shape), a.dtype),
+                                    lambda a: a[:-1], lambda a: a.astype("f8")])
+def test_replaced_parameters_are_refused_by_name(name, change):
+    layer, x = Attention("additive", 4, 4, 6, rng=0), np.ones((2, 3, 4), "f4")
+    (context, _), cache = layer.forward(x, x)
+    layer.params[name] = change(layer.params[name])
+    with pytest.raises((ValueError, TypeError), match=f"^({name}|query): expected"):
+        layer.forward(x, x)
+    with pytest.raises((ValueError, TypeError), match=f"^{name}: expected"):
+        layer.backward((context, None), cache)
+
+
 # --- the model
 
 def tokens(rng, n, s, t, src_vocab=9, tgt_vocab=7):
@@ -384,12 +409,28 @@ def test_tokens_are_refused_by_name(name, change):
         model.forward(**{**good, **change})
 
 
-def test_tokens_of_a_step_are_refused_by_name():
-    model = AttentionSeq2Seq(9, 7, 5, 6, rng=0)
-    state = model.encode(np.ones((3, 6), int))
-    for wrong in (np.full(3, 7), np.full(3, -1), np.zeros(3)):
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_tokens_and_states_of_a_step_are_refused_by_name(kind, cell):
+    model = kind(9, 7, 5, 6, cell, rng=0)
+    first, memory, mask = state = model.encode(np.ones((3, 6), int))
+    for wrong in (np.full(3, 7), np.full(3, -1), np.zeros(3), [1, 2], 1, [[1]] * 3, None):
         with pytest.raises((ValueError, TypeError), match="^tokens: expected"):
             model.step(wrong, state)
+    for wrong in (None, 5, (), state[:2], (memory, memory, mask), (first, memory[:2], mask),
+                  (first, memory[:, :, :5], mask), (first, memory, mask * 1.0),
+                  (first, memory[0], mask), kind(9, 7, 5, 8, cell).encode(np.ones((3, 6), int))):
+        with pytest.raises(ValueError, match="^state: expected what encode or step gave"):
+            model.step([1, 2, 3], wrong)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_gradients_of_the_model_are_refused(kind):
+    model = kind(9, 7, 5, 6, rng=0)
+    answer, cache = model.forward(np.ones((3, 6), int), np.ones((3, 4), int))
+    for wrong in (answer[:, :, :2], answer.astype("f8"), answer[0], None, answer.tolist()):
+        with pytest.raises((ValueError, TypeError), match="^grad: expected"):
+            model.backward(wrong, cache)
 
 
 @pytest.mark.parametrize("kind", MODELS)

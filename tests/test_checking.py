@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dlnotes.checking import as_float, as_labels, numerical_grad
+from dlnotes.checking import _fitting, _input, as_float, as_labels, numerical_grad
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 NUMBERS = st.sampled_from(["f2", "f4", ">f4", "f8", ">f8", "i1", "i8", "u2", "?"])
@@ -81,3 +81,16 @@ def test_masked_values_and_overflow_are_refused():
         as_float(np.ma.masked_array([1, 99], [0, 1]), "a")
     with pytest.raises(ValueError, match="^a: expected finite"):
         as_float([1e300], "a", dtype=np.float32)
+
+
+@pytest.mark.parametrize("x, came", [
+    (np.zeros(2, "f2"), "float16"), (np.zeros(2, int), "int64"), ([1.0], "list"), (2, "int"),
+    (np.zeros(2), "float64")])
+def test_an_input_of_another_dtype_is_called_what_it_was(x, came):
+    with pytest.raises(TypeError, match=f"^x: expected dtype float32, .* got {came}$"):
+        _input(x, like=np.zeros(1, np.float32))
+
+
+def test_a_long_list_is_shortened_in_the_message():
+    with pytest.raises(TypeError, match="^grad: expected an array, got .{60}$"):
+        _fitting([0.0] * 1000, (1000,), np.dtype(float))

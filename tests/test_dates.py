@@ -144,6 +144,7 @@ def test_characters_that_were_not_seen_are_unknown(known, text):
 
 def test_the_order_of_the_vocabulary_is_that_of_the_characters():
     assert CharTokenizer(["ba", "cab"]).characters == CharTokenizer(["abc"]).characters == "abc"
+    assert CharTokenizer([CharTokenizer(["ba", "cab"]).characters]).characters == "abc"
     assert CharTokenizer([""]).encode([""])[0].tolist() == [[2]]
     assert repr(CharTokenizer(["ab"])) == "CharTokenizer(6 tokens)"
 
@@ -151,6 +152,7 @@ def test_the_order_of_the_vocabulary_is_that_of_the_characters():
 @pytest.mark.parametrize(("ids", "message"), [
     ([[7]], "ids: expected 0 to 6, got 7 to 7"), ([[-1, 4]], "ids: expected 0 to 6, got -1 to 4"),
     ([4], "ids: expected whole numbers"), ([[4.0]], "ids: expected whole numbers .* float64"),
+    ([[4], [4, 5]], "ids: expected an array, got rows of unequal length"),
 ])
 def test_ids_that_are_no_tokens(ids, message):
     with pytest.raises(ValueError, match=message):
@@ -164,6 +166,11 @@ def test_texts_that_are_none():
         CharTokenizer("abc")
     with pytest.raises(TypeError, match="texts: expected a list of strings"):
         CharTokenizer(["abc"]).encode([b"abc"])
+    for wrong in (5, None):
+        with pytest.raises(TypeError, match=f"texts: expected a list of strings, got {wrong}"):
+            CharTokenizer(wrong)
+        with pytest.raises(TypeError, match=f"texts: expected a list of strings, got {wrong}"):
+            CharTokenizer(["abc"]).encode(wrong)
     with pytest.raises(ValueError, match="texts: expected at least one"):
         CharTokenizer(["abc"]).encode([])
     assert CharTokenizer(["abc"]).decode(np.zeros((0, 3), int)) == []

@@ -154,6 +154,8 @@ def test_learns_to_copy():
     (([[3]], [[1], [1]]), ValueError, "tgt: expected 1 rows, as src has, got 2"),
     (([3], [[1]]), ValueError, "src: expected whole numbers"),
     (([[3.0]], [[1]]), ValueError, "src: expected whole numbers .* got float64"),
+    (([[3], [3, 4]], [[1], [1]]), ValueError, "src: expected an array, got rows of unequal"),
+    (([[3]], [[1]], [[True], [True, False]]), ValueError, "src_mask: expected an array, got rows"),
     (([[3]], [[1]], [[1]]), TypeError, "src_mask: expected True and False, got dtype int64"),
     (([[3]], [[1]], [[True, True]]), ValueError, r"src_mask: expected shape \(1, 1\)"),
 ])
@@ -192,6 +194,42 @@ def test_halves_alone():
     decoder = Decoder(6, 3, 5, context.shape[1], rng=0, dtype=np.float64)
     logits, state = decoder(TGT, context)
     assert context.shape == (3, 8) and logits.shape == (3, 4, 6) and state.shape == (1, 3, 5)
+
+
+def test_halves_draw_each_part_anew_and_refuse_what_does_not_fit():
+    decoder = Decoder(6, 3, 5, 8, rng=0)
+    bridge, weight = (decoder.params[f"{name}.weight"].ravel() for name in ("bridge", "head"))
+    assert abs(np.corrcoef(bridge[:30], weight[:30])[0, 1]) < 0.9
+    with pytest.raises(TypeError, match="seed"):
+        Encoder(7, 3, 4, seed=0)
+    context = np.ones((3, 8), np.float32)
+    for wrong in (context[:2], context[0], context[:, :7], context.astype("f8"), None):
+        with pytest.raises((ValueError, TypeError), match="^context: expected"):
+            decoder(TGT, wrong)
+    with pytest.raises(ValueError, match=r"^tgt: expected shape \(m, T\), got \(4,\)"):
+        decoder(TGT[0], context)
+    (logits, state), _ = decoder.forward(TGT, context)
+    with pytest.raises(ValueError, match="^cache: expected one of forward without a state"):
+        decoder.backward(logits, decoder.forward(TGT, context, state)[1])
+
+
+@pytest.mark.parametrize(("cell", "bidirectional"), KINDS)
+def test_states_and_tokens_of_a_step_are_refused(cell, bidirectional):
+    made = model(cell, bidirectional)
+    state = made.encode(SRC)
+    for wrong in (None, 5, (), state[:1], state + state, tuple(a[0] for a in state),
+                  (state[0][:2], *state[1:]), tuple(a.astype("f4") for a in state)):
+        with pytest.raises(ValueError, match="^state: expected what encode or step gave"):
+            made.step([1, 2, 3], wrong)
+    for wrong in ([1, 2], 3, [[1], [2], [3]], [1.0, 2, 3], [[1], [2, 3]], None):
+        with pytest.raises(ValueError, match="^tokens: expected"):
+            made.step(wrong, state)
+    assert np.array_equal(made.step([1, 2, 3], list(state))[0], made.step([1, 2, 3], state)[0])
+
+
+def test_words_for_the_model():
+    assert repr(model()) == "Seq2Seq(7, 6, 3, 4, 'gru')"
+    assert repr(model("lstm", True)) == "Seq2Seq(7, 6, 3, 4, 'lstm', bidirectional=True)"
 
 
 # ---- decoding
@@ -313,6 +351,27 @@ def test_rows_do_not_depend_on_their_neighbours():
         assert ids[i].tolist() == alone[0].tolist() + [0] * (ids.shape[1] - alone.shape[1])
 
 
+@pytest.mark.parametrize("decode", [lambda *a, **k: (greedy_decode(*a, **k),), beam_search])
+def test_tokens_can_be_forbidden(decode):
+    src = np.array([[0], [1], [2]])
+    for seed in range(10):
+        table = Table(seed, 7)
+        finite = table.logits
+        finite[:, :, 5] = -1e9
+        expected = decode(table, src, max_length=5)
+        table.logits = finite.copy()
+        table.logits[:, :, 5] = -np.inf
+        ids, *scores = decode(table, src, max_length=5)
+        assert (ids == expected[0]).all() and not (ids == 5).any()
+        assert not scores or abs(scores[0] - expected[1]).max() < 1e-12
+    table.logits[:] = -np.inf
+    assert decode(table, src, max_length=5)[-1].max() in (0, -np.inf)
+    for wrong in (np.nan, np.inf):
+        table.logits[0, 1, 3] = wrong
+        with pytest.raises(ValueError, match="^logits: expected finite numbers or -inf"):
+            decode(table, src)
+
+
 @pytest.mark.parametrize(("decode", "options", "error", "message"), [
     (greedy_decode, {"max_length": 0}, ValueError, "max_length: expected 1 or more"),
     (greedy_decode, {"start": -1}, ValueError, "start: expected 0 or more"),
@@ -337,3 +396,29 @@ def test_bad_sources(decode):
     with pytest.raises(ValueError, match="src: expected tokens from 0 to 6, got 8"):
         decode(model(), [[8]])
     assert len(decode(model(), [[3, 4]], max_length=3)) in (1, 2)  # a list will do
+
+
+class Sure:
+    "Sure, at each step, of one token more until there are `n`, and then of the end."
+    def __init__(self, n):
+        self.n = n
+
+    def encode(self, src, src_mask=None):
+        return np.zeros((len(src), 1), int)
+
+    def step(self, tokens, written):
+        go_on, stop = [0, 0, 0.02, 0.96, 0.02], [0, 0, 0.96, 0.02, 0.02]
+        with np.errstate(divide="ignore"):
+            return np.log(np.where(written < self.n, go_on, stop)), written + 1
+
+
+@pytest.mark.parametrize("size", [2, 4, 10])
+def test_a_long_answer_is_found_if_the_search_goes_on(size):
+    src = np.ones((2, 1), int)
+    wanted = np.array([[3] * 20 + [2]] * 2)
+    ids, scores = beam_search(Sure(20), src, beam_size=size, early_stopping=False)
+    assert np.array_equal(ids, wanted) and np.allclose(scores, 21 * np.log(0.96))
+    early, worse = beam_search(Sure(20), src, beam_size=size)
+    assert early.shape[1] < 21 and (worse < scores).all()
+    with pytest.raises(TypeError, match="early_stopping"):
+        beam_search(Sure(20), src, early_stopping=2)

@@ -673,3 +673,26 @@ def test_several_threads_may_share_a_layer():
         with ThreadPoolExecutor(4) as pool:
             for k, got in enumerate(pool.map(both, [*range(8)] * 10)):
                 assert all((a == b).all() for a, b in zip(got, expected[k % 8]))
+
+
+@pytest.mark.parametrize("name, call", [
+    ("affine", lambda: BatchNorm(3, affine="no")),
+    ("track_running_stats", lambda: BatchNorm(3, track_running_stats=1)),
+    ("elementwise_affine", lambda: LayerNorm(3, elementwise_affine=None)),
+    ("bias", lambda: LayerNorm(3, bias=0)),
+    ("mode", lambda: kaiming_normal((3, 3), mode=["x"])),
+    ("nonlinearity", lambda: kaiming_normal((3, 3), nonlinearity={})),
+    ("max_norm", lambda: clip_grad_norm({}, np.array([1.0, 2.0]))),
+    ("max_norm", lambda: clip_grad_norm({}, "inf"))])
+def test_settings_of_another_kind_are_refused_by_name(name, call):
+    with pytest.raises((ValueError, TypeError), match=f"^{name}: expected"):
+        call()
+
+
+def test_running_statistics_of_another_shape_are_refused():
+    layer, x = BatchNorm(3), np.random.default_rng(0).normal(size=(5, 3)).astype("f4")
+    for name in ("running_mean", "running_var"):
+        kept, layer.buffers[name] = layer.buffers[name], np.zeros(1, "f4")
+        with pytest.raises(ValueError, match=f"^{name}: expected float32 of shape"):
+            layer(x)
+        layer.buffers[name] = kept

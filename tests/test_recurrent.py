@@ -429,6 +429,7 @@ STATE = np.zeros((2, 4, 5), np.float32)
     ({"mask": MASK[:2]}, ValueError, r"mask: expected shape \(4, 6\)"),
     ({"mask": MASK[:, :5]}, ValueError, "mask: "), ({"mask": MASK[..., None]}, ValueError, "mask"),
     ({"mask": [4, 6]}, TypeError, "mask: "),
+    ({"mask": [[True], [True, False]]}, ValueError, "mask: expected an array"),
     ({"state": STATE[:1]}, ValueError, "state: "), ({"state": STATE[:, :1]}, ValueError, "state: "),
     ({"state": STATE[..., :4]}, ValueError, "state: "), ({"state": 3.0}, TypeError, "state: "),
     ({"state": STATE.astype(np.float64)}, TypeError, "state: "),
@@ -503,6 +504,26 @@ def test_parameters_that_were_replaced_are_refused_before_a_kernel_reads_past_th
                           lambda m=model, c=cache: m.backward((None, None), c)):
                     with pytest.raises((ValueError, TypeError), match="expected"):
                         f()
+
+
+@pytest.mark.parametrize("kind", sorted(LAYERS))
+def test_the_cache_of_another_layer_is_refused_before_a_kernel_reads_past_it(kind):
+    own = LAYERS[kind](3, 5, rng=0)
+    (y, _), cache = own.forward(X)
+    others = [layer(3, 5) for name, layer in LAYERS.items() if name != kind]
+    others += [LAYERS[kind](*sizes, **options) for *sizes, options in [
+        (3, 16, {}), (3, 4, {}), (7, 5, {}), (3, 5, {"num_layers": 2}),
+        (3, 5, {"bidirectional": True}), (3, 5, {"bias": False}), (3, 5, {"dtype": np.float64})]]
+    for other in others:
+        for grad in ((y, None), (None, None)):
+            with pytest.raises(ValueError, match="cache: expected one that forward of"):
+                other.backward(grad, cache)
+    for wrong in (None, (), (1, 2, 3), [*cache]):
+        with pytest.raises(ValueError, match="cache: "):
+            own.backward((y, None), wrong)
+    _, grads = copy.deepcopy(own).backward((y, None), cache)
+    for name, g in own.backward((y, None), cache)[1].items():
+        np.testing.assert_array_equal(g, grads[name])
 
 
 def test_how_layers_call_themselves():

@@ -328,6 +328,8 @@ MISTAKES = {
     "reference": (["# T", ("1",), "see @fig-none"], "cell 3: @fig-none refers to nothing"),
     "label": (["# T", "$$x$$ {#eq-dup}", "$$x$$ {#eq-dup}"], "cell 3: duplicate label eq-dup"),
     "label2": (["# T", "x", "$$x$$ {#eq-dup}"], "cell 3: duplicate label eq-dup"),
+    "cells": (["# T", ("#| label: src-net\nx",), ("#| label: src-Net\ny",)],
+              "cell 3: duplicate label src-Net: Quarto makes all its letters small"),
     "stray": (["# T", "x {#eq-stray}"], "cell 2: a label that labels nothing: {#eq-stray}"),
     "citation": (["# T", "[@nobody1900]"], "cell 2: @nobody1900 is not in the bibliography"),
     "alt": (["# T", "![A caption](dot.png)"], "cell 2: an image without alt text"),
@@ -445,6 +447,13 @@ def test_names_are_linked_where_they_should_be(tmp_path):
 
 
 def test_source_labels():
-    assert source_label("@njit\ndef Step(z): pass") == "src-Step"
-    assert source_label("def _hidden(): pass\nclass Net: pass") == "src-Net"
+    assert source_label("@njit\ndef Step(z): pass") == "src-step"
+    assert source_label("def _hidden(): pass\nclass Net: pass") == "src-net-class"
     assert source_label("x = 1") is None and source_label("%magic") is None
+
+
+def test_an_appendix_beyond_z_is_told(tmp_path):
+    write_book(tmp_path, {"one": ["# One"]}, {f"a{k}": [f"# A{k}"] for k in range(27)})
+    done = render(tmp_path)
+    assert done.returncode == 1
+    assert "nbs/a26.ipynb, cell 1: an appendix for which no letter is left" in done.stderr

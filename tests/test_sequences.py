@@ -105,8 +105,25 @@ def test_rows_of_a_table_are_sequences_of_numbers():
     assert deep.predict_proba(table[:, :5, None]).shape == (60, 2)  # another length
     with pytest.raises(ValueError, match="features"):
         model.predict(table[:, :5])
-    with pytest.raises(ValueError, match="^X: expected sequences of table features"):
-        model.predict(table[:, :, None])
+    assert (model.predict_proba(table[:, :, None]) == model.predict_proba(table)).all()
+    assert (model.predict_proba([*table]) == model.predict_proba(table)).all()
+    with pytest.raises(ValueError, match="^X: expected a list of sequences"):
+        deep.predict(table)
+
+
+@pytest.mark.parametrize("lengths", [(5, 7, 5, 9), (6, 6, 6, 6)])
+def test_lists_of_rows_may_have_other_lengths_than_in_fit(lengths):
+    rows = [np.sin(np.arange(n) + k) for k, n in enumerate(lengths)]
+    model = quick(max_iter=2).fit(rows, [0, 1, 0, 1])
+    assert model.n_features_in_ == 1
+    p = model.predict_proba(rows)
+    for k, row in enumerate(rows):
+        for one in ([row], [row.tolist()], row[None, :, None]):
+            np.testing.assert_allclose(model.predict_proba(one)[0], p[k], rtol=0, atol=1e-12)
+        two = model.predict_proba([row.tolist(), row[:4].tolist()])
+        np.testing.assert_allclose(two[0], p[k], rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="^X: expected sequences of 1 features"):
+        model.predict([np.ones((3, 2))])
 
 
 def test_seeds_copies_and_searches():

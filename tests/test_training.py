@@ -691,6 +691,18 @@ def test_targets_to_be_ignored_do_not_count():
         evaluate(model, loss, x, np.full(30, -1))
 
 
+def test_a_class_that_is_ignored_is_never_right():
+    model, loss = network(), CrossEntropyLoss(ignore_index=0)
+    x, y = task(30)
+    model.params["2.bias"][0] += 100.0
+    assert (model(x).argmax(axis=1) == 0).all() and 0 < (y == 0).sum() < 30
+    assert evaluate(model, loss, x, y)[1] == 0
+    model.params["2.bias"][0] -= 200.0
+    there = y != 0
+    found = evaluate(model, loss, x, y, 7)
+    assert found == pytest.approx(evaluate(model, loss, x[there], y[there])) and 0 < found[1] <= 1
+
+
 def test_modes_of_fit():
     seen = []
 

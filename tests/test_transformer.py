@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlnotes.blocks import MultiHeadAttention, TransformerDecoderLayer, TransformerEncoderLayer
+from dlnotes.blocks import TransformerDecoderLayer, TransformerEncoderLayer
 from dlnotes.checking import numerical_grad
+from dlnotes.heads import MultiHeadAttention
 from dlnotes.losses import CrossEntropyLoss, MSELoss
 from dlnotes.mlp import check_gradients
 from dlnotes.optim import AdamW
@@ -127,7 +128,7 @@ def test_a_query_that_sees_nothing_draws_nothing(mask):
 def test_a_mask_means_what_pytorchs_function_means_and_the_opposite_of_its_layer():
     rng = np.random.default_rng(1)
     q, k, v = rng.normal(size=(3, 1, 1, 4, 5))
-    from dlnotes.blocks import _attention
+    from dlnotes.dot_product import _attention
     seen = np.tri(4, 4, dtype=bool)
     close(_attention(q, k, v, seen)[0], torch.nn.functional.scaled_dot_product_attention(
         *map(torch.tensor, (q, k, v)), attn_mask=torch.tensor(seen)))
@@ -270,8 +271,10 @@ def test_weights_travel_by_file(tmp_path):
             assert np.array_equal(layer.params[k], a)
 
 
-def test_transformers_gradients_are_those_measured():
-    model, loss, (src, tgt, real) = small(seed=3), CrossEntropyLoss(ignore_index=0), tokens()
+@pytest.mark.parametrize("rotary", [False, True])
+def test_transformers_gradients_are_those_measured(rotary):
+    model, loss, (src, tgt, real) = (small(seed=3, rotary=rotary),
+                                     CrossEntropyLoss(ignore_index=0), tokens())
     shaken(model)
     target = np.roll(tgt, -1, axis=1)
     answer, cache = model.forward(src, tgt, real)
@@ -291,9 +294,10 @@ def test_transformers_gradients_are_those_measured():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("norm_first", [False, True])
-def test_cached_steps_give_what_the_whole_gives(dtype, norm_first):
-    model, (src, tgt, real) = shaken(small(dtype, norm_first), 4), tokens(4, 6, 7)
+@pytest.mark.parametrize("norm_first, rotary", [(False, False), (True, False), (True, True)])
+def test_cached_steps_give_what_the_whole_gives(dtype, norm_first, rotary):
+    model = shaken(small(dtype, norm_first, rotary=rotary), 4)
+    src, tgt, real = tokens(4, 6, 7)
     real[0] = False  # nothing to read: defined, as everywhere
     for mask in (real, None):
         whole, state = model(src, tgt, mask), model.encode(src, mask)
@@ -433,6 +437,39 @@ def test_rotation_keeps_dtype_and_axes():
     close(rotate(rotate(x, 5)[:, :, :1], -5), x[:, :, :1], 1e-6)
 
 
+@settings(max_examples=40, deadline=None)
+@given(**sizes, given_=st.sampled_from(["query", "key", "value"]))
+def test_rotary_attention_is_that_of_turned_queries_and_keys(m, t, s, heads, d, seed, given_):
+    "PyTorch's layer has no such option: its parts are put together by hand."
+    d, rng = 2 * heads * d, np.random.default_rng(seed)
+    layer = shaken(MultiHeadAttention(d, heads, rotary=True, rng=0, dtype=np.float64), seed)
+    inputs = [tensor(rng.normal(size=(m, n, d))) for n in (t, s, s)]
+    inputs = inputs[:1 + ["query", "key", "value"].index(given_)]
+    weights = {k: tensor(a) for k, a in layer.params.items()}
+
+    def turned(x):
+        angles = torch.arange(x.shape[2])[:, None] * 10000 ** (
+            -torch.arange(0, x.shape[3], 2, dtype=torch.float64) / x.shape[3])
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+
+    q, k, v = [torch.nn.functional.linear(x, w, b).unflatten(-1, (heads, -1)).transpose(1, 2)
+               for x, w, b in zip([*inputs, *inputs[-1:] * 2], weights["in_proj_weight"].chunk(3),
+                                  weights["in_proj_bias"].chunk(3))]
+    y = torch.nn.functional.scaled_dot_product_attention(turned(q), turned(k), v)
+    y = torch.nn.functional.linear(y.transpose(1, 2).flatten(2), weights["out_proj.weight"],
+                                   weights["out_proj.bias"])
+    ours, cache = layer.forward(*[x.detach().numpy() for x in inputs])
+    close(ours, y)
+    grad = rng.normal(size=ours.shape)
+    y.backward(torch.tensor(grad))
+    by_inputs, grads = layer.backward(grad, cache)
+    for a, x in zip(by_inputs if len(inputs) > 1 else [by_inputs], inputs):
+        close(a, x.grad)
+    for k, w in weights.items():
+        close(grads[k], w.grad)
+
+
 # bad input
 
 X = np.zeros((2, 3, 4), np.float32)
@@ -443,8 +480,10 @@ X = np.zeros((2, 3, 4), np.float32)
     ({"embed_dim": 0, "num_heads": 2}, ValueError, "embed_dim"),
     ({"embed_dim": 4, "num_heads": 0}, ValueError, "num_heads"),
     ({"embed_dim": 4.0, "num_heads": 2}, TypeError, "embed_dim"),
-    ({"embed_dim": 4, "num_heads": 2, "dropout": 1.0}, ValueError, "p:"),
+    ({"embed_dim": 4, "num_heads": 2, "dropout": 1.0}, ValueError, "dropout"),
     ({"embed_dim": 4, "num_heads": 2, "bias": 1}, TypeError, "bias"),
+    ({"embed_dim": 4, "num_heads": 2, "rotary": 1}, TypeError, "rotary"),
+    ({"embed_dim": 6, "num_heads": 2, "rotary": True}, ValueError, "embed_dim"),
     ({"embed_dim": 4, "num_heads": 2, "rng": "x"}, (TypeError, ValueError), "rng"),
     ({"embed_dim": 4, "num_heads": 2, "dtype": np.int64}, TypeError, "dtype")])
 def test_settings_of_attention(settings_, error, words):
@@ -460,12 +499,48 @@ def test_settings_of_attention(settings_, error, words):
     ((X, None, X), ValueError, "key"), (("x",), TypeError, "query"),
     ((X, None, None, np.ones((2, 3))), TypeError, "key_padding_mask"),
     ((X, None, None, np.ones((2, 4), bool)), ValueError, "key_padding_mask"),
+    ((X, None, None, [[True], [True, False]]), ValueError, "key_padding_mask"),
     ((X, None, None, None, np.ones((3, 3))), TypeError, "attn_mask"),
     ((X, None, None, None, np.ones((3, 4), bool)), ValueError, "attn_mask"),
     ((X, None, None, None, None, 1), TypeError, "is_causal")])
 def test_arguments_of_attention(arguments, error, words):
     with pytest.raises(error, match=words):
         MultiHeadAttention(4, 2, rng=0)(*arguments)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("name, bad", [
+    (name, bad) for name in ("src", "tgt", "memory")
+    for bad in (None, "x", X[0], X[..., :3], X[:, :0], X[:0], X.astype(float))] + [
+    ("memory", X[:1])] + [
+    (name, bad) for name in ("src_mask", "tgt_mask", "memory_mask", "src_key_padding_mask",
+                             "tgt_key_padding_mask", "memory_key_padding_mask")
+    for bad in (np.ones((2, 4), bool), np.ones((2, 3)), [[True], [True, False]])] + [
+    ("is_causal", 1), ("tgt_is_causal", None)])
+def test_layers_name_their_own_arguments(name, bad, norm_first):
+    kind = TransformerEncoderLayer if name in (
+        "src", "src_mask", "src_key_padding_mask", "is_causal") else TransformerDecoderLayer
+    args = {"src": X} if kind is TransformerEncoderLayer else {"tgt": X, "memory": X}
+    with pytest.raises((ValueError, TypeError), match=f"^{name}: "):
+        kind(4, 2, 8, norm_first=norm_first, rng=0)(**{**args, name: bad})
+
+
+@pytest.mark.parametrize("kind", LAYERS[1:])
+@pytest.mark.parametrize("settings_, words", [
+    ({"d_model": 0}, "d_model"), ({"d_model": 5}, "d_model"), ({"nhead": 0}, "nhead"),
+    ({"nhead": 2.0}, "nhead"), ({"dim_feedforward": 0}, "dim_feedforward"),
+    ({"dropout": 1}, "dropout"), ({"activation": "tanh"}, "activation"),
+    ({"norm_first": 1}, "norm_first"), ({"bias": 1}, "bias"), ({"rng": "a"}, "rng"),
+    ({"layer_norm_eps": -1}, "eps"), ({"dtype": int}, "dtype")])
+def test_settings_of_layers(kind, settings_, words):
+    with pytest.raises((ValueError, TypeError), match=f"^{words}: "):
+        kind(**{"d_model": 4, "nhead": 2, **settings_})
+
+
+def test_how_they_call_themselves():
+    assert [repr(kind(4, 2)) for kind in LAYERS] == [
+        "MultiHeadAttention(4, 2)", "TransformerEncoderLayer(4, 2)",
+        "TransformerDecoderLayer(4, 2)"]
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -479,10 +554,10 @@ def test_a_gradient_of_another_shape_is_refused(kind):
 
 
 @pytest.mark.parametrize("settings_, words", [
-    ({"d_model": 7}, "d_model"), ({"nhead": 3}, "embed_dim"), ({"nhead": 0}, "num_heads"),
+    ({"d_model": 7}, "d_model"), ({"nhead": 3}, "d_model"), ({"nhead": 0}, "nhead"),
     ({"num_encoder_layers": 0}, "num_encoder_layers"), ({"activation": "tanh"}, "activation"),
-    ({"num_decoder_layers": -1}, "num_decoder_layers"), ({"dropout": -0.1}, "p:"),
-    ({"norm_first": 3}, "norm_first"), ({"dim_feedforward": 0}, "out_features"),
+    ({"num_decoder_layers": -1}, "num_decoder_layers"), ({"dropout": -0.1}, "dropout"),
+    ({"norm_first": 3}, "norm_first"), ({"dim_feedforward": 0}, "dim_feedforward"),
     ({"src_vocab": 0}, "src_vocab"), ({"tgt_vocab": 1.5}, "tgt_vocab"),
     ({"dtype": int}, "dtype"), ({"rng": "a"}, "rng")])
 def test_settings_of_the_transformer(settings_, words):
