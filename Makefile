@@ -1,5 +1,6 @@
 # make book    the book in _book/, by Quarto if it is on PATH, otherwise by render/ (BOOK=quarto|pandoc)
 # make test    everything that CI checks          make serve    the book on http://localhost:8000
+# make notebooks    nbdev_test alone
 # make outputs all notebooks executed afresh      make bench    speed beside other programs
 # make experiments   the runs that take longer, whose results the chapters show
 PYTHON ?= python3
@@ -14,7 +15,7 @@ comma := ,
 # each call of `say` prints one line of progress
 say = @printf '== %s\n' "$(1)"
 
-.PHONY: book test outputs serve bench experiments export lint clean
+.PHONY: book test notebooks outputs serve bench experiments export lint clean
 .DEFAULT_GOAL := book
 
 $(READY): settings.ini setup.py pyproject.toml
@@ -55,15 +56,17 @@ STATE = $(CURDIR)/.cache/$(shell cat dlnotes/*.py nbs/*.ipynb | cksum | cut -d' 
 # several notebooks run at a time, and NumPy's threads would wait in each other's way
 test: export OPENBLAS_NUM_THREADS = 1
 test: $(READY) lint
-	$(call say,executing the notebooks (nbdev_test))
-	@NUMBA_CACHE_DIR="$(STATE)/numba" XDG_CACHE_HOME="$(STATE)" nbdev_test
 	$(call say,building the book$(comma) warnings as errors)
 	@python -m render
 	$(call say,kernels uncompiled$(comma) then with bounds checks)
 	@NUMBA_DISABLE_JIT=1 python -m pytest -m kernel
 	@NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR="$(STATE)/bounds" python -m pytest -m kernel
-	$(call say,all tests)
+	$(call say,all tests; among them each notebook is executed and its outputs compared)
 	@python -m pytest
+
+notebooks: export OPENBLAS_NUM_THREADS = 1
+notebooks: $(READY)
+	@NUMBA_CACHE_DIR="$(STATE)/numba" XDG_CACHE_HOME="$(STATE)" nbdev_test
 
 lint: $(READY)
 	@ruff check .

@@ -233,7 +233,11 @@ def _channels(share: tuple[int, int], n: int) -> tuple[int, int]:
 def _padded(a: np.ndarray, groups: int) -> np.ndarray:
     "`a` (groups n, k) with as many rows of zeros below as tiles read past the last group."
     missing = -(len(a) // groups) % _ROWS
-    return np.concatenate([a, np.zeros((missing, a.shape[1]), a.dtype)]) if missing else a
+    if not missing:
+        return np.ascontiguousarray(a)  # as tiles read it: a weight of 1×1, turned, lies otherwise
+    padded = np.zeros((len(a) + missing, a.shape[1]), a.dtype)
+    padded[:len(a)] = a
+    return padded
 
 # %% ../nbs/convolution.ipynb #9317b7e7
 def _wide(images: np.ndarray) -> np.ndarray:

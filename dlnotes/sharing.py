@@ -80,7 +80,12 @@ _add = _atomic(lambda b, word, value: b.atomic_rmw("add", word, value, "seq_cst"
 _swap = _atomic(lambda b, word, value: b.atomic_rmw("xchg", word, value, "seq_cst"))
 
 # %% ../nbs/sharing.ipynb #8578cd14
-_give_way = types.ExternalFunction("sched_yield", types.int32())
+if hasattr(os, "sched_yield"):
+    _give_way = types.ExternalFunction("sched_yield", types.int32())
+else:
+    @compiled()
+    def _give_way():
+        "Windows has nothing of that name, and shares nothing."
 
 
 @compiled()

@@ -3,6 +3,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from hypothesis import settings
+
 REPO = Path(__file__).parent.parent
 
 # Numba's cache does not see that a kernel's callee in another file or cell has changed, and would
@@ -15,6 +17,11 @@ os.environ.setdefault("XDG_CACHE_HOME", str(REPO / ".cache" / state))
 
 # scikit-learn leaves out its own check of array inputs without this
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
+
+
+# no test asserts a time
+settings.register_profile("dlnotes", deadline=None)
+settings.load_profile("dlnotes")
 
 
 def pytest_configure(config):

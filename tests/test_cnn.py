@@ -175,6 +175,21 @@ def test_shapes_at_the_limits(shape, weight, dtype):
         assert (mine == right).all()
 
 
+@pytest.mark.kernel
+@pytest.mark.parametrize("inputs", range(1, 18))
+@pytest.mark.parametrize("outputs", [1, 2, 8])
+def test_one_by_one_weights_of_any_number_of_channels(inputs, outputs):
+    "Turned for the input's gradient, such weights lie column by column: tiles read rows."
+    rng = np.random.default_rng(0)
+    x = rng.integers(-4, 5, (3, inputs, 4, 4)) / 1
+    w = rng.integers(-4, 5, (outputs, inputs, 1, 1)) / 1
+    grad = rng.integers(-4, 5, (3, outputs, 4, 4)) / 1
+    dx, dw, _ = conv2d_backward(grad, x, w)
+    assert np.array_equal(conv2d(x, w), np.einsum("mcij,oc->moij", x, w[:, :, 0, 0]))
+    assert np.array_equal(dx, np.einsum("moij,oc->mcij", grad, w[:, :, 0, 0]))
+    assert np.array_equal(dw[:, :, 0, 0], np.einsum("moij,mcij->oc", grad, x))
+
+
 def test_each_image_is_treated_alike_in_any_batch():
     rng = np.random.default_rng(0)
     x = rng.integers(-9, 10, (70, 3, 17, 15)).astype(np.float32)
