@@ -1,0 +1,1 @@
+"""What checks the book beyond its tests: `python -m tools.claims`."""
