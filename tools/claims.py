@@ -1,13 +1,14 @@
 """Whether the book's claims hold on other machines: each chapter executed under other numerics.
 
-    python -m tools.claims                                  # all chapters, all environments
+    python -m tools.claims                              # all chapters, all environments
     python -m tools.claims --chapters rnn --environments own no-avx2
-    python -m tools.claims --environment no-avx512          # its variables, for `env $(...) command`
+    env $(python -m tools.claims --environment no-avx512) COMMAND
 
-Processors, BLAS builds and numbers of threads differ in the last bits of what they compute, and training
-amplifies the difference. Each environment below changes last bits in another way; a claim that fails in one
-of them is not true on every machine. Assertions that fail are named with their cell, the table goes to
-`experiments/results/claims.json`, which the book shows, and the exit status is 1 if anything failed.
+Processors, BLAS builds and numbers of threads differ in the last bits of what they compute, and
+training amplifies the difference. Each environment below changes last bits in another way; a claim
+that fails in one of them is not true on every machine. Assertions that fail are named with their
+cell, the table goes to `experiments/results/claims.json`, which the book shows, and the exit status
+is 1 if anything failed.
 """
 
 import argparse
@@ -31,19 +32,21 @@ ARROW = re.compile(r"^-+> *\d+ (.*)$", re.MULTILINE)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # what a kernel says of the numerics that it has
 PROBE = """
-import json, os, numpy, dlnotes
-from numba.core import codegen
+import json, dlnotes, llvmlite.binding, numba, numpy
 from threadpoolctl import threadpool_info
 from dlnotes import tiles
-blas = [p["architecture"] for p in threadpool_info() if p["user_api"] == "blas"]
+blas = [p for p in threadpool_info() if p["user_api"] == "blas"]
 features = numpy._core._multiarray_umath.__cpu_features__
-cpu = codegen.JITCPUCodegen("probe")._get_host_cpu_name()
+cpu = numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
 a = numpy.random.default_rng(0).normal(size=100)
 b = numpy.random.Generator(numpy.random.PCG64(0)).normal(size=100)
-print(json.dumps({"blas": ", ".join(sorted({*blas})), "threads": dlnotes.num_threads(), "numba": cpu,
-                  "blas_threads": [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"][0],
-                  "vector_bytes": tiles._BYTES, "disturbed": bool((a != b).any()),
-                  "numpy": next((k for k in ("X86_V4", "X86_V3", "X86_V2") if features.get(k)), "baseline")}))
+simd = next((name for key, name in (("AVX512F", "AVX-512"), ("AVX2", "AVX2"), ("ASIMD", "NEON"))
+             if features.get(key)), "SSE")
+print(json.dumps({
+    "blas": ", ".join(sorted({p["architecture"] for p in blas})),
+    "blas_threads": max(p["num_threads"] for p in blas), "threads": dlnotes.num_threads(),
+    "numpy": simd, "numba": cpu, "vector_bytes": tiles._BYTES, "disturbed": bool((a != b).any()),
+}))
 """
 
 
@@ -51,7 +54,8 @@ class Environment(NamedTuple):
     "One way to change last bits."
 
     says: str  # what is other than usual
-    variables: Callable[[], dict[str, str]]  # the environment's; an empty value: not set
+    variables: Callable[[], dict[str, str]]  # those that differ from `USUAL`
+    expected: dict = {}  # what the probe has to say there
 
 
 def numpy_narrowed(*names: str) -> str:
@@ -94,45 +98,72 @@ def without_avx2() -> dict[str, str]:
     }
 
 
-def disturb(draw: int) -> Environment:
+def disturbed(draw: int) -> Environment:
     "Initial weights changed in their last bits, from outside the package."
-    path = os.pathsep.join(filter(None, [str(REPO / "tools/disturbed"), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(
+        filter(None, [str(REPO / "tools/disturbed"), os.environ.get("PYTHONPATH")])
+    )
     return Environment(
         f"initial weights disturbed, draw {draw}",
         lambda: {"DLNOTES_DISTURB": str(draw), "PYTHONPATH": path},
+        {"disturbed": True},
     )
 
 
-# Every environment begins with these: several chapters run at a time, and OpenBLAS chooses for itself.
-USUAL = {"OPENBLAS_NUM_THREADS": "1", "OPENBLAS_CORETYPE": "", "DLNOTES_NUM_THREADS": ""}
+# Where an environment says nothing else. Empty: not set. Several chapters run at a time, so each
+# BLAS has one thread.
+USUAL = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "DLNOTES_NUM_THREADS": "",
+    "OPENBLAS_CORETYPE": "",
+    "NPY_DISABLE_CPU_FEATURES": "",
+    "NUMBA_CPU_NAME": "",
+    "NUMBA_CPU_FEATURES": "",
+    "DLNOTES_DISTURB": "",
+}
 ENVIRONMENTS = {
-    "own": Environment("the machine's own", dict),
-    "haswell": Environment("OpenBLAS for AVX2", lambda: {"OPENBLAS_CORETYPE": "Haswell"}),
-    "skylakex": Environment("OpenBLAS for AVX-512", lambda: {"OPENBLAS_CORETYPE": "SkylakeX"}),
-    "no-avx512": Environment("everything for AVX2", without_avx512),
-    "no-avx2": Environment("everything for SSE4", without_avx2),
-    "generic": Environment("Numba for any x86-64", lambda: {"NUMBA_CPU_NAME": "generic"}),
+    "own": Environment("the machine's own", dict, {"disturbed": False}),
+    "haswell": Environment(
+        "OpenBLAS for AVX2", lambda: {"OPENBLAS_CORETYPE": "Haswell"}, {"blas": "Haswell"}
+    ),
+    "skylakex": Environment(
+        "OpenBLAS for AVX-512", lambda: {"OPENBLAS_CORETYPE": "SkylakeX"}, {"blas": "SkylakeX"}
+    ),
+    "no-avx512": Environment(
+        "everything for AVX2",
+        without_avx512,
+        {"blas": "Haswell", "numpy": "AVX2", "numba": "haswell", "vector_bytes": 32},
+    ),
+    "no-avx2": Environment(
+        "everything for SSE4",
+        without_avx2,
+        {"blas": "Nehalem", "numpy": "SSE", "numba": "nehalem", "vector_bytes": 16},
+    ),
+    "generic": Environment(
+        "Numba for any x86-64",
+        lambda: {"NUMBA_CPU_NAME": "generic"},
+        {"numba": "generic", "vector_bytes": 16},
+    ),
     "one-thread": Environment(
-        "one thread", lambda: {"OPENBLAS_NUM_THREADS": "1", "DLNOTES_NUM_THREADS": "1"}
+        "one thread", lambda: {"DLNOTES_NUM_THREADS": "1"}, {"threads": 1, "blas_threads": 1}
     ),
     "two-threads": Environment(
-        "two threads", lambda: {"OPENBLAS_NUM_THREADS": "2", "DLNOTES_NUM_THREADS": "2"}
+        "two threads",
+        lambda: {"OPENBLAS_NUM_THREADS": "2", "DLNOTES_NUM_THREADS": "2"},
+        {"threads": 2, "blas_threads": 2},
     ),
-    **{f"disturbed-{draw}": disturb(draw) for draw in (1, 2, 3)},
+    **{f"disturbed-{draw}": disturbed(draw) for draw in (1, 2, 3)},
 }
 
 
 def variables(name: str) -> dict[str, str]:
     "All variables of an environment; an empty value says that it is not set there."
-    others = {key: "" for e in ("no-avx512", "disturbed-1") for key in ENVIRONMENTS[e].variables()}
-    others["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
-    return others | USUAL | ENVIRONMENTS[name].variables()
+    return USUAL | ENVIRONMENTS[name].variables()
 
 
 def impossible(name: str) -> str:
     "Why this machine cannot have the environment; empty if it can."
-    if not (set(ENVIRONMENTS[name].variables()) - {"OPENBLAS_NUM_THREADS", "DLNOTES_NUM_THREADS"}
-            - {"DLNOTES_DISTURB", "PYTHONPATH"}):
+    if name.startswith(("own", "disturbed")) or "threads" in ENVIRONMENTS[name].expected:
         return ""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return "not an x86-64 processor"
@@ -142,8 +173,8 @@ def impossible(name: str) -> str:
     wanted = {"skylakex": "avx512f", "haswell": "avx2", "no-avx512": "avx2"}.get(name, "sse4.2")
     if not features.get(wanted):
         return f"no {wanted}"
-    if name != "generic" and int(version("numpy").partition(".")[0]) < 2:
-        return "older OpenBLAS builds have wrong kernels"
+    if name != "generic" and version("numpy").startswith("1."):
+        return "the OpenBLAS of older NumPy has wrong kernels"
     return ""
 
 
@@ -159,7 +190,11 @@ def chapters() -> dict[str, Path]:
     import yaml
 
     listed = yaml.safe_load((REPO / "_quarto.yml").read_text(encoding="utf-8"))["book"]["chapters"]
-    flat = [page for entry in listed for page in ([entry] if isinstance(entry, str) else entry["chapters"])]
+    flat = [
+        page
+        for entry in listed
+        for page in ([entry] if isinstance(entry, str) else entry["chapters"])
+    ]
     return {Path(page).stem: REPO / page for page in flat if page.endswith(".ipynb")}
 
 
@@ -172,45 +207,58 @@ def failures(cells: list) -> list[dict]:
                 trace = COLOUR.sub("", "\n".join(out["traceback"]))
                 lines = [line.strip() for line in ARROW.findall(trace)]
                 error = f"{out['ename']}: {out['evalue']}".strip(": ")
-                found.append({"cell": number, "line": lines[0] if lines else "", "error": error[:300]})
+                found.append(
+                    {"cell": number, "line": lines[0] if lines else "", "error": error[:300]}
+                )
     return found
 
 
-def execute(path: Path, environment: dict[str, str]) -> dict:
+def execute(path: Path, environment: dict[str, str], expected: dict) -> dict:
     "Execute a notebook in that environment to its end: seconds, failures, the numerics it had."
     import nbformat
     from nbclient import NotebookClient
 
     began, book = time.perf_counter(), nbformat.read(path, as_version=4)
     book.cells.insert(0, nbformat.v4.new_code_cell(PROBE))
-    client = NotebookClient(book, timeout=1200, allow_errors=True,
-                            resources={"metadata": {"path": path.parent}},
-                            extra_arguments=["--log-level=40"])
+    client = NotebookClient(
+        book,
+        timeout=1200,
+        allow_errors=True,
+        resources={"metadata": {"path": path.parent}},
+        extra_arguments=["--log-level=40"],
+    )
     whole = {**os.environ, **environment}
     client.execute(env={key: value for key, value in whole.items() if value})
     probed = book.cells.pop(0).outputs
     text = "".join(out.get("text", "") for out in probed if out.get("name") == "stdout")
-    return {
-        "seconds": round(time.perf_counter() - began),
-        "failures": failures(book.cells),
-        "numerics": json.loads(text) if text else {},
-    }
+    numerics, failed = json.loads(text) if text else {}, failures(book.cells)
+    if differ := {k: numerics.get(k) for k in expected if numerics.get(k) != expected[k]}:
+        failed.insert(0, {"cell": -1, "line": f"expected {expected}", "error": f"got {differ}"})
+    seconds = round(time.perf_counter() - began)
+    return {"seconds": seconds, "failures": failed, "numerics": numerics}
+
+
+def say(line: str) -> None:
+    "A line of progress."
+    print(line, file=sys.stderr, flush=True)
 
 
 def run(names: list[str], environments: list[str], jobs: int) -> dict:
     "(chapter, environment) -> what `execute` says; progress on standard error."
-    paths, results = chapters(), {}
-    settings = {name: variables(name) for name in environments}
-    pairs = [(chapter, name) for name in environments for chapter in names]
+    paths, settings = chapters(), {name: variables(name) for name in environments}
+    pairs, results = [(chapter, name) for name in environments for chapter in names], {}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(execute, paths[c], settings[e]): (c, e) for c, e in pairs}
+        running = {
+            pool.submit(execute, paths[c], settings[e], ENVIRONMENTS[e].expected): (c, e)
+            for c, e in pairs
+        }
         for future in as_completed(running):
-            chapter, name = pair = running[future]
-            result = results[pair] = future.result()
-            failed = f"{len(result['failures'])} FAILED" if result["failures"] else "ok"
-            print(f"[{len(results)}/{len(pairs)}] {chapter} / {name}: {failed}, {result['seconds']} s", file=sys.stderr, flush=True)
-            for f in result["failures"]:
-                print(f"    cell {f['cell']}: {f['line']}\n        {f['error']}", file=sys.stderr, flush=True)
+            chapter, name = running[future]
+            result = results[chapter, name] = future.result()
+            state = f"{len(result['failures'])} FAILED" if result["failures"] else "ok"
+            say(f"[{len(results)}/{len(pairs)}] {chapter}, {name}: {state} ({result['seconds']} s)")
+            for failure in result["failures"]:
+                say("    cell {cell}: {line}\n        {error}".format(**failure))
     return results
 
 
@@ -266,25 +314,43 @@ def processor() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.claims", description=__doc__.split("\n")[0])
-    parser.add_argument("--chapters", nargs="+", choices=list(chapters()), metavar="NAME", help="chapters (all)")
-    parser.add_argument("--environments", nargs="+", choices=list(ENVIRONMENTS), metavar="NAME",
-                        help=f"among {', '.join(ENVIRONMENTS)} (all)")
-    parser.add_argument("--environment", choices=list(ENVIRONMENTS), metavar="NAME",
-                        help="only print the variables of an environment, for `env`")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.claims", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--chapters", nargs="+", choices=list(chapters()), metavar="NAME", help="chapters (all)"
+    )
+    parser.add_argument(
+        "--environments",
+        nargs="+",
+        choices=list(ENVIRONMENTS),
+        metavar="NAME",
+        help=f"among {', '.join(ENVIRONMENTS)} (all)",
+    )
+    parser.add_argument(
+        "--environment",
+        choices=list(ENVIRONMENTS),
+        metavar="NAME",
+        help="only print the variables of an environment, for `env`",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="chapters at a time")
-    parser.add_argument("--output", type=Path, help="the result file (written after a whole run only)")
+    parser.add_argument(
+        "--output", type=Path, help="the result file (written after a whole run only)"
+    )
     options = parser.parse_args()
     if options.environment:
         chosen = variables(options.environment)
-        print(*(f"--unset={key}" for key, value in chosen.items() if not value and key in os.environ),
-              *(f"{key}={value}" for key, value in chosen.items() if value), sep="\n")
+        print(
+            *(f"--unset={key}" for key, value in chosen.items() if not value and key in os.environ),
+            *(f"{key}={value}" for key, value in chosen.items() if value),
+            sep="\n",
+        )
         return 0
     wanted, names = options.environments or list(ENVIRONMENTS), options.chapters or list(chapters())
     left_out = {name: why for name in wanted if (why := impossible(name))}
     environments = [name for name in wanted if name not in left_out]
     for name, why in left_out.items():
-        print(f"left out: {name} ({why})", file=sys.stderr)
+        say(f"left out: {name} ({why})")
     cache = kernels_cache()
     os.environ["NUMBA_CACHE_DIR"], os.environ["XDG_CACHE_HOME"] = f"{cache}/numba", cache
     results = run(names, environments, options.jobs)
@@ -293,7 +359,9 @@ def main() -> int:
     print(f"{len(results) - failed} passed, {failed} failed")
     whole = not (options.chapters or options.environments)
     if output := options.output or (RESULT if whole else None):
-        output.write_text(json.dumps(report(results, names, environments, left_out), indent=1) + "\n")
+        output.write_text(
+            json.dumps(report(results, names, environments, left_out), indent=1) + "\n"
+        )
         print(f"written to {output}")
     return int(failed > 0)
 

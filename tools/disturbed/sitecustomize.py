@@ -1,8 +1,9 @@
-"""Disturbs what NumPy's generators draw, in the last bit of a float32; Python runs this at its start.
+"""Disturbs what NumPy's generators draw, in the last bit of a float32. Python runs it at its start.
 
-With this folder on PYTHONPATH and DLNOTES_DISTURB=1, 2, ..., each number drawn from a normal or a uniform
-distribution is multiplied by 1 - 2**-23, 1 or 1 + 2**-23: all initial weights, and the noise in data. Which
-factor a number gets depends on DLNOTES_DISTURB and the draw alone, so that the same seed still gives the same.
+With this folder on PYTHONPATH and DLNOTES_DISTURB=1, 2, ..., each number drawn from a normal or a
+uniform distribution is multiplied by 1 - 2**-23, 1 or 1 + 2**-23: all initial weights, and the
+noise in data. Which factor a number gets depends on DLNOTES_DISTURB and the draw alone, so that the
+same seed still gives the same numbers.
 """
 
 import os
