@@ -40,8 +40,9 @@ features = numpy._core._multiarray_umath.__cpu_features__
 cpu = numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
 a = numpy.random.default_rng(0).normal(size=100)
 b = numpy.random.Generator(numpy.random.PCG64(0)).normal(size=100)
-simd = next((name for key, name in (("AVX512F", "AVX-512"), ("AVX2", "AVX2"), ("ASIMD", "NEON"))
-             if features.get(key)), "SSE")
+levels = {"AVX-512": ("X86_V4", "AVX512_SKX"), "AVX2": ("X86_V3", "AVX2"), "NEON": ("ASIMD",)}
+has = lambda keys: next((features[key] for key in keys if key in features), False)
+simd = next((level for level, keys in levels.items() if has(keys)), "SSE")
 print(json.dumps({
     "blas": ", ".join(sorted({p["architecture"] for p in blas})),
     "blas_threads": max(p["num_threads"] for p in blas), "threads": dlnotes.num_threads(),
