@@ -8,8 +8,8 @@ import yaml
 
 from .nbfilter import filter_notebook
 
-OPTIONS = set("""code-fold code-summary echo eval fig-alt fig-cap include label output tbl-cap
-    warning""".split())
+OPTIONS = set("""code-fold code-summary echo eval fig-alt fig-cap include label output
+    output-varies tbl-cap warning""".split())
 DIRECTIVES = {"default_exp", "exports", "exporti", "export", "hide"}     # nbdev's, that we use
 OPTION = re.compile(r"^#\|[ \t]*([\w-]+)(:?)[ \t]*(.*)$", re.MULTILINE)
 # The representations of an output that can be shown, the preferred one first, as in Quarto.

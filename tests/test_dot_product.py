@@ -5,8 +5,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +17,7 @@ from dlnotes.dot_product import (
     scaled_dot_product_attention_backward,
 )
 from dlnotes.threads import num_threads, set_num_threads
+from tests.parity import parity, torch
 
 COMPILED = os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
 EXAMPLES = 60 if COMPILED else 12
@@ -40,7 +39,7 @@ def in_torch(grad, query, key, value, mask=None, is_causal=False, scale=None):
             mask = torch.where(seen, mask, -torch.inf)
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.double()
-    out = F.scaled_dot_product_attention(*tensors, attn_mask=mask, scale=scale)
+    out = torch.nn.functional.scaled_dot_product_attention(*tensors, attn_mask=mask, scale=scale)
     grads = torch.autograd.grad(out, tensors, torch.tensor(grad, dtype=torch.float64))
     return [a.detach().numpy() for a in (out, *grads)]
 
@@ -73,6 +72,7 @@ KINDS = st.one_of(st.none(), st.tuples(st.sampled_from(["bool", "float"]), st.sa
     ["all", "table", "queries", "padding"])))
 
 
+@parity
 @pytest.mark.kernel
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), lead=st.lists(st.integers(1, 3), max_size=3),
@@ -92,6 +92,7 @@ def test_parity_with_torch(seed, lead, queries, keys, e, ev, kind, is_causal, sc
         assert abs(got - wanted).max() <= 1e-10
 
 
+@parity
 @pytest.mark.kernel
 @pytest.mark.parametrize("queries, keys, e, ev", [(3, 17, 1, 5), (64, 64, 16, 16), (33, 70, 24, 8)])
 def test_float32(queries, keys, e, ev):
@@ -160,6 +161,7 @@ def test_large_scores(dtype):
     assert abs(others - value[[0, 1, 2, 4, 5]].mean(0)).max() < 50 * np.finfo(dtype).eps
 
 
+@parity
 @pytest.mark.kernel
 @pytest.mark.parametrize("kind", ["bool", "float"])
 @pytest.mark.parametrize("is_causal", [False, True])

@@ -3,7 +3,6 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from dlnotes.encoder_decoder import Decoder, Encoder, Seq2Seq, beam_search, gree
 from dlnotes.losses import CrossEntropyLoss
 from dlnotes.optim import AdamW
 from dlnotes.training import fit, load, save
+from tests.parity import parity, torch
 
 KINDS = [("gru", False), ("gru", True), ("lstm", False), ("lstm", True)]
 SRC = np.array([[3, 4, 5, 6, 2], [6, 2, 0, 0, 0], [5, 3, 2, 0, 0]])
@@ -27,7 +27,7 @@ def model(cell="gru", bidirectional=False, seed=0, dtype=np.float64, vocab=6, sc
     return made
 
 
-class Torch(torch.nn.Module):
+class Torch(torch.nn.Module if torch else object):
     "The same, put together from PyTorch's own layers; the source is packed."
     def __init__(self, cell, bidirectional, v_src=7, v_tgt=6, e=3, h=4):
         super().__init__()
@@ -55,6 +55,7 @@ class Torch(torch.nn.Module):
 
 # ---- the model
 
+@parity
 @pytest.mark.parametrize(("cell", "bidirectional"), KINDS)
 def test_as_pytorch_forward_and_backward(cell, bidirectional):
     ours, theirs = model(cell, bidirectional), Torch(cell, bidirectional).double()

@@ -385,7 +385,7 @@ def test_models_are_safe_in_threads_and_can_be_copied():
 # --- the experiment
 
 def test_the_letter_experiment_learns_and_writes():
-    char_rnn = pytest.importorskip("experiments.char_rnn")
+    from experiments import char_rnn
     known, unseen = char_rnn.TEXT[:60_000], char_rnn.TEXT[60_000:65_000]
     model = char_rnn.run(known, 0, 16, 32, 16, 20, 150, 0.01, 1.0)
     cost = char_rnn.bits(model, unseen)

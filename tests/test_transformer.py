@@ -16,8 +16,8 @@ from dlnotes.mlp import check_gradients
 from dlnotes.optim import AdamW
 from dlnotes.training import fit, load, save
 from dlnotes.transformer import Transformer, rotate, sinusoidal_positions
+from tests.parity import parity, torch
 
-torch = pytest.importorskip("torch")
 REL = 1e-10  # float64: sums of some hundred terms, rounded in another order
 # what PyTorch says of a speed-up that it leaves out
 pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor")
@@ -25,7 +25,7 @@ LAYERS = [MultiHeadAttention, TransformerEncoderLayer, TransformerDecoderLayer]
 
 
 def close(ours, theirs, tolerance=REL):
-    theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else theirs
+    theirs = theirs if isinstance(theirs, np.ndarray) else theirs.detach().numpy()
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(1, abs(theirs).max()))
 
@@ -70,6 +70,7 @@ sizes = {"m": st.integers(1, 3), "t": st.integers(1, 5), "s": st.integers(1, 6),
 
 # attention in heads
 
+@parity
 @settings(max_examples=40, deadline=None)
 @given(**sizes, bias=st.booleans(), given_=st.sampled_from(["query", "key", "value"]),
        masked=st.sampled_from(["no", "padding", "attn", "per head", "both", "causal"]))
@@ -125,6 +126,7 @@ def test_a_query_that_sees_nothing_draws_nothing(mask):
         assert not by_x[0].any()
 
 
+@parity
 def test_a_mask_means_what_pytorchs_function_means_and_the_opposite_of_its_layer():
     rng = np.random.default_rng(1)
     q, k, v = rng.normal(size=(3, 1, 1, 4, 5))
@@ -142,6 +144,7 @@ def test_a_mask_means_what_pytorchs_function_means_and_the_opposite_of_its_layer
 
 # layers
 
+@parity
 @settings(max_examples=25, deadline=None)
 @given(**sizes, norm_first=st.booleans(), activation=st.sampled_from(["relu", "gelu"]),
        bias=st.booleans(), masked=st.sampled_from(["no", "padding", "causal"]))
@@ -169,6 +172,7 @@ def test_encoder_layer_is_pytorchs(m, t, s, heads, d, seed, norm_first, activati
     compare_grads(grads, module)
 
 
+@parity
 @settings(max_examples=25, deadline=None)
 @given(**sizes, norm_first=st.booleans(), activation=st.sampled_from(["relu", "gelu"]),
        masked=st.booleans())
@@ -227,6 +231,7 @@ def tokens(m=3, s=5, t=4, seed=0):
     return rng.integers(11, size=(m, s)), rng.integers(9, size=(m, t)), padding(rng, m, s)
 
 
+@parity
 @settings(max_examples=15, deadline=None)
 @given(m=st.integers(1, 3), s=st.integers(1, 5), t=st.integers(1, 5), seed=st.integers(0, 99),
        norm_first=st.booleans(), activation=st.sampled_from(["relu", "gelu"]))
@@ -249,6 +254,7 @@ def test_core_is_pytorchs_transformer(m, s, t, seed, norm_first, activation):
     compare_grads(grads, module)
 
 
+@parity
 def test_weights_travel_by_file(tmp_path):
     from safetensors.torch import load_file, save_file
     model, other = small(seed=1), small(seed=2)
@@ -437,6 +443,7 @@ def test_rotation_keeps_dtype_and_axes():
     close(rotate(rotate(x, 5)[:, :, :1], -5), x[:, :, :1], 1e-6)
 
 
+@parity
 @settings(max_examples=40, deadline=None)
 @given(**sizes, given_=st.sampled_from(["query", "key", "value"]))
 def test_rotary_attention_is_that_of_turned_queries_and_keys(m, t, s, heads, d, seed, given_):
