@@ -1,12 +1,15 @@
 # make book    the book in _book/, by Quarto if it is on PATH, otherwise by render/ (BOOK=quarto|pandoc)
 # make test    everything that CI checks          make serve    the book on http://localhost:8000
-# make notebooks    nbdev_test alone
+# make claims  every chapter executed under other numerics: an hour or less
+# make mutants small faults planted in kernels and gradients: do the checks find them?
+# make lint, notebooks, ...    one step of `make test` (tools/check.py lists them)
 # make outputs all notebooks executed afresh      make bench    speed beside other programs
 # make experiments   the runs that take longer, whose results the chapters show
 PYTHON ?= python3
 BOOK ?= $(if $(shell command -v quarto 2>/dev/null),quarto,pandoc)
 PORT ?= 8000
 BIN := .venv/bin
+STEPS := lint uncompiled numerics tests notebooks bounds
 READY := .venv/.ready
 NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -15,7 +18,7 @@ comma := ,
 # each call of `say` prints one line of progress
 say = @printf '== %s\n' "$(1)"
 
-.PHONY: book test notebooks outputs serve bench experiments export lint clean
+.PHONY: book test claims mutants $(STEPS) outputs serve bench experiments clean
 .DEFAULT_GOAL := book
 
 $(READY): settings.ini setup.py pyproject.toml
@@ -49,27 +52,17 @@ serve:
 	@echo "The book: http://localhost:$(PORT) (Ctrl-C ends)"
 	@$(PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory _book
 
-# Numba's cache does not see that a callee in another cell or file has changed: each state of the
-# sources has its own (tests/conftest.py does the same for pytest)
-STATE = $(CURDIR)/.cache/$(shell cat dlnotes/*.py nbs/*.ipynb | cksum | cut -d' ' -f1)
+test: $(READY)
+	@python -m tools.check
 
-# several notebooks run at a time, and NumPy's threads would wait in each other's way
-test: export OPENBLAS_NUM_THREADS = 1
-test: $(READY) lint
-	$(call say,building the book$(comma) warnings as errors)
-	@python -m render
-	$(call say,kernels uncompiled$(comma) then with bounds checks)
-	@NUMBA_DISABLE_JIT=1 python -m pytest -m kernel
-	@NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR="$(STATE)/bounds" python -m pytest -m kernel
-	$(call say,all tests; among them each notebook is executed and its outputs compared)
-	@python -m pytest
+$(STEPS): $(READY)
+	@python -m tools.check $@
 
-notebooks: export OPENBLAS_NUM_THREADS = 1
-notebooks: $(READY)
-	@NUMBA_CACHE_DIR="$(STATE)/numba" XDG_CACHE_HOME="$(STATE)" nbdev_test
+claims: $(READY)
+	@python -m tools.claims
 
-lint: $(READY)
-	@ruff check .
+mutants: $(READY)
+	@python -m tools.mutants
 
 outputs: $(READY)
 	@nbdev_export

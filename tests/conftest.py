@@ -1,19 +1,13 @@
 """Settings that must stand before anything is imported, and no skips where all tests are wanted."""
-import hashlib
 import os
-from pathlib import Path
+import re
+from collections import Counter
 
 from hypothesis import settings
 
-REPO = Path(__file__).parent.parent
+from tools import own_caches
 
-# Numba's cache does not see that a kernel's callee in another file or cell has changed, and would
-# run the old code: each state of package and notebooks has a cache of its own (in a notebook it
-# lies where XDG_CACHE_HOME says).
-sources = sorted([*REPO.glob("dlnotes/*.py"), *REPO.glob("nbs/*.ipynb")])
-state = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
-os.environ.setdefault("NUMBA_CACHE_DIR", str(REPO / ".cache" / state / "numba"))
-os.environ.setdefault("XDG_CACHE_HOME", str(REPO / ".cache" / state))
+own_caches()
 
 # scikit-learn leaves out its own check of array inputs without this
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
@@ -25,7 +19,18 @@ settings.load_profile("dlnotes")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "kernel: also run uncompiled and with bounds checks")
+    config.addinivalue_line("markers", "kernel: also run uncompiled")
+
+
+def pytest_terminal_summary(terminalreporter):
+    "One line that says what was skipped, and why."
+    reasons = Counter(
+        re.sub(r"could not import '(\w+).*", r"\1 is not installed", report.longrepr[2])
+        for report in terminalreporter.stats.get("skipped", []))
+    if reasons:
+        listed = "; ".join(f"{n} tests ({reason.removeprefix('Skipped: ')})"
+                           for reason, n in reasons.most_common())
+        terminalreporter.write_line(f"skipped: {listed}")
 
 
 def pytest_sessionfinish(session):

@@ -12,7 +12,6 @@ is 1 if anything failed.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -26,7 +25,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-REPO = Path(__file__).parent.parent
+from tools import REPO, own_caches
+
 RESULT = REPO / "experiments" / "results" / "claims.json"
 ARROW = re.compile(r"^-+> *\d+ (.*)$", re.MULTILINE)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -177,13 +177,6 @@ def impossible(name: str) -> str:
     if name != "generic" and version("numpy").startswith("1."):
         return "the OpenBLAS of older NumPy has wrong kernels"
     return ""
-
-
-def kernels_cache() -> str:
-    "A folder for Numba's caches; new for each state of the sources, as callees may have changed."
-    sources = sorted([*REPO.glob("dlnotes/**/*.py"), *REPO.glob("nbs/**/*.ipynb")])
-    state = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
-    return str(REPO / ".cache" / state)
 
 
 def chapters() -> dict[str, Path]:
@@ -352,8 +345,7 @@ def main() -> int:
     environments = [name for name in wanted if name not in left_out]
     for name, why in left_out.items():
         say(f"left out: {name} ({why})")
-    cache = kernels_cache()
-    os.environ["NUMBA_CACHE_DIR"], os.environ["XDG_CACHE_HOME"] = f"{cache}/numba", cache
+    own_caches()
     results = run(names, environments, options.jobs)
     failed = sum(bool(r["failures"]) for r in results.values())
     print(table(results, names, environments))
