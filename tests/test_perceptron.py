@@ -2,6 +2,7 @@
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -84,6 +85,28 @@ def test_average_is_the_mean_of_all_weights(m, dtype):
     assert model.coef_.dtype == model.intercept_.dtype == dtype
     np.testing.assert_allclose(model.coef_[0], mean[:-1], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(model.intercept_[0], mean[-1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.kernel
+@settings(deadline=None, max_examples=100)
+@given(n=st.integers(1, 70), seed=st.integers(0, 2**20), dtype=st.sampled_from(DTYPES),
+       power=st.integers(0, 8), yes=st.booleans())
+def test_answers_are_right_from_the_error_bound_of_a_sum_on(n, seed, dtype, power, yes):
+    "In whatever order `_epoch` sums, it is within (n + 1) eps sum(|x w|), the bias included."
+    rng = np.random.default_rng(seed)
+    x, w = rng.normal(size=(2, n + 1)) * 10.0**rng.integers(-power, power + 1, (2, n + 1))
+    x, w = x.astype(dtype), w.astype(dtype)
+    x[n] = 1
+    products = [Fraction(float(a)) * Fraction(float(b)) for a, b in zip(x[:n], w[:n])]
+    size = float(sum(map(abs, products)))
+    bound = 2 * (n + 1) * float(np.finfo(dtype).eps) * size
+    w[n] = -float(sum(products)) + (2 if yes else -2) * bound  # z is just beyond its bound
+    z = sum(products) + Fraction(float(w[n]))
+    assert (z > 0) == yes and abs(z) > (n + 1) * float(np.finfo(dtype).eps) * (size + abs(w[n]))
+    for label in (False, True):
+        mistakes = _epoch(x[None, :n], np.array([label]), np.zeros(1, np.int32), w.copy(),
+                          np.zeros(n + 1), dtype(1), dtype(1), 0)
+        assert mistakes == (label != yes)
 
 
 @pytest.mark.kernel
