@@ -13,7 +13,7 @@ import numpy as np
 from .checking import compiled
 from .elementary import _sigmoid, _tanh
 from .threads import _empty, _scratch, in_threads, num_threads
-from .tiles import _BYTES, _PANEL, _ROWS, _product, _row_product
+from .tiles import _BYTES, _FUSED, _PANEL, _ROWS, _product, _row_product
 
 # %% auto #0
 __all__ = []
@@ -92,7 +92,6 @@ def _plain_backward(grad, grad_state, cache, weights):
     return dx, grad_state, dw
 
 # %% ../nbs/cells.ipynb #0b402325
-_FAST = {"contract", "nsz"}
 _TANH, _RELU, _LSTM, _GRU = range(4)
 
 
@@ -102,7 +101,7 @@ def _copy(to, source):
         to[i] = source[i]
 
 
-@compiled(fastmath=_FAST)
+@compiled(fastmath=_FUSED)
 def _rnn_step(cell, z, h):
     if cell == _RELU:
         for u in range(h.size):
@@ -112,7 +111,7 @@ def _rnn_step(cell, z, h):
             h[u] = _tanh(z[u])
 
 
-@compiled(fastmath=_FAST)
+@compiled(fastmath=_FUSED)
 def _gru_step(z, h):
     "z: n's sum from h, those of r and z, n's sum from x; they become b, r, z, n."
     n = h.size
@@ -123,7 +122,7 @@ def _gru_step(z, h):
         h[u] = new[u] + keep[u] * (h[u] - new[u])
 
 
-@compiled(fastmath=_FAST)
+@compiled(fastmath=_FUSED)
 def _lstm_step(z, h, c):
     "z: the sums of i, f, g and o, which become gates."
     n = h.size
@@ -178,7 +177,7 @@ def _run(cell, y, x, mask, h, c, w_ih, w_hh, bias, shift, sums, keep, xs, revers
                 _copy(z[4 * n:], c[i])
 
 # %% ../nbs/cells.ipynb #555aa360
-@compiled(fastmath=_FAST)
+@compiled(fastmath=_FUSED)
 def _rnn_back(cell, d, dh, h):
     one, zero = h.dtype.type(1), h.dtype.type(0)
     if cell == _RELU:
@@ -190,7 +189,7 @@ def _rnn_back(cell, d, dh, h):
     dh[:] = 0
 
 
-@compiled(fastmath=_FAST)
+@compiled(fastmath=_FUSED)
 def _gru_back(d, dh, z, before):
     n, one = before.size, z.dtype.type(1)
     b, r, keep, new = z[:n], z[n:2 * n], z[2 * n:3 * n], z[3 * n:4 * n]
@@ -203,7 +202,7 @@ def _gru_back(d, dh, z, before):
         dh[u] *= keep[u]
 
 
-@compiled(fastmath=_FAST)
+@compiled(fastmath=_FUSED)
 def _lstm_back(d, dh, dc, z, before):
     n, one = dh.size, z.dtype.type(1)
     i, f, g, o, c = z[:n], z[n:2 * n], z[2 * n:3 * n], z[3 * n:4 * n], z[4 * n:5 * n]
@@ -219,14 +218,14 @@ def _lstm_back(d, dh, dc, z, before):
     dh[:] = 0
 
 
-@compiled(fastmath=_FAST)
+@compiled(fastmath=_FUSED)
 def _without_least(a, least):
     "Numbers below `least` become 0."
     for u in range(a.size):
         a[u] = a.dtype.type(0) if abs(a[u]) < least else a[u]
 
 
-@compiled(fastmath=_FAST)
+@compiled(fastmath=_FUSED)
 def _add(to, source):
     for i in range(source.size):
         to[i] += source[i]

@@ -12,7 +12,7 @@ import numpy as np
 
 from .checking import compiled
 from .threads import _batch_first, _batch_last, _empty, _scratch, in_threads, num_threads
-from .tiles import _BYTES, _ROWS, _VECTORS, _dots, _narrow_tile, _tile
+from .tiles import _BYTES, _ROWS, _VECTORS, _dots, _narrow_tile, _tile, _total
 
 # %% auto #0
 __all__ = []
@@ -162,14 +162,6 @@ def _sources(shifts, ends, outputs, pitch, lead):
     return sources
 
 
-@compiled(fastmath={"contract", "nsz", "reassoc"})
-def _sum(row):
-    total = row[0]
-    for i in range(1, row.size):
-        total += row[i]
-    return total
-
-
 @compiled()
 def _input_grad(dx, ds, gs, sources, back, ends, outputs, geometry):
     "The gradient by up to a tile's rows of channels of one image."
@@ -206,7 +198,7 @@ def _conv_backward(dx, dw, db, grad, x, back, tables, geometry, groups, images, 
                 for t in range(0, offsets.size, _VECTORS):
                     _dots(dw[g], gs, flat, offsets, o, t, edge, positions)
                 for r in range(o, min(o + _ROWS, outputs)):
-                    db[g * outputs + r] += _sum(gs[r])
+                    db[g * outputs + r] += _total(gs[r])
             for c in range(g * inputs + ins[0], g * inputs + ins[1], _ROWS):
                 _input_grad(dx[k, c:(g + 1) * inputs], ds, gs, sources, back[c:c + _ROWS], ends,
                             outputs, geometry)

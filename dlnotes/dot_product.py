@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 from .checking import _FLOATS, _fitting, _instance, _real, as_float, compiled
 from .elementary import _exp, _log
 from .threads import _empty, _scratch, _spread, num_threads
-from .tiles import _BYTES, _PANEL, _ROWS, _lanes_max, _lanes_sum, _product
-from .tiles import _rows_minus, _rows_times, _turned_square, _whole_vectors
+from .tiles import _BYTES, _FUSED, _PANEL, _ROWS, _dot, _greatest, _lanes_max, _lanes_sum
+from .tiles import _product, _rows_minus, _rows_times, _turned_square, _whole_vectors
 
 # %% auto #0
 __all__ = ['scaled_dot_product_attention', 'scaled_dot_product_attention_backward']
@@ -33,7 +33,7 @@ def _vector(a, h, i):
     return a[h // a.shape[2], i, h % a.shape[2]]
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled(fastmath=_FUSED)
 def _pack(panels, a, h, rows, scale):
     "panels[p, i, c] = scale times number p width + c of vector i of `rows`, 0 past the last."
     width, n = panels.shape[2], rows.stop - rows.start
@@ -64,7 +64,7 @@ def _turn_panels(turned, panels, columns):
         _turn(turned[p * width:], panels[p], width, min(width, columns - p * width))
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled(fastmath=_FUSED)
 def _unpack(a, h, rows, turned, panels, factors):
     "Number c of vector i of `rows` = factors[i] turned[c, i]."
     width, n = panels.shape[2], rows.stop - rows.start
@@ -112,7 +112,7 @@ def _scores(s, keys, qt, mask, j, i, is_causal):
         _product(s, keys, qt.reshape((1, qt.shape[0], qt.shape[1])), r, 0)
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled(fastmath=_FUSED)
 def _exps(numbers):
     _whole_vectors()
     for i in range(numbers.size):
@@ -122,7 +122,7 @@ def _exps(numbers):
 _KEYS = 64  # in a block
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled(fastmath=_FUSED)
 def _online(s, answer, most, total, shift, factor):
     "Scores to exponentials; what was summed before is measured from the new maximum."
     low, zero = s.dtype.type(-np.inf), s.dtype.type(0)
@@ -140,12 +140,12 @@ def _online(s, answer, most, total, shift, factor):
     _lanes_sum(total, s)
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled(fastmath=_FUSED)
 def _finish(factor, lse, most, total):
     "1 / the sum, and the log-sum-exp; 0 and infinity where nothing was looked at."
     zero, one, infinity = most.dtype.type(0), most.dtype.type(1), most.dtype.type(np.inf)
     for i in range(lse.size):
-        seen = total[i] > zero
+        seen = total[i] != zero  # NaN is kept
         factor[i] = one / total[i] if seen else zero
         lse[i] = most[i] + _log(total[i]) if seen else infinity
 
@@ -185,14 +185,6 @@ def _copy(a, h, rows):
             to[c] = row[c]
 
 
-@compiled(fastmath={"contract", "nsz", "reassoc"})
-def _dot(a, b):
-    total = a.dtype.type(0)
-    for i in range(a.size):
-        total += a[i] * b[i]
-    return total
-
-
 @compiled()
 def _lane_numbers(lse, d, h, rows, saved, grad, out):
     "Log-sum-exp and D of the queries `rows`, infinity and 0 past the last one."
@@ -202,7 +194,7 @@ def _lane_numbers(lse, d, h, rows, saved, grad, out):
         d[i - rows.start] = _dot(_vector(grad, h, i), _vector(out, h, i))
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled(fastmath=_FUSED)
 def _scores_grad(dz, p, d):
     "dz = p (dz - D)."
     _rows_minus(d, dz)

@@ -20,6 +20,7 @@ from .mlp import Layer, _random, _size
 from .recurrent import Dropout, _flag, _generator
 from .sharing import _shared
 from .threads import _empty, _spread
+from .tiles import _FUSED, _dot, _greatest, _total
 
 # %% auto #0
 __all__ = ['MultiHeadAttention']
@@ -126,34 +127,33 @@ def _plain_attention_backward(grad: np.ndarray, cache: Any,
     return dq, dk, dv
 
 # %% ../nbs/heads.ipynb #4dcb87fa
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+@compiled(fastmath=_FUSED)
 def _one_query(q, store, layer, real, heads, y):
     "What each query (m, d) draws from the keys and values of `layer` where `real` (m, S)."
-    d = y.shape[1] // heads
+    d, low, zero = y.shape[1] // heads, y.dtype.type(-np.inf), y.dtype.type(0)
     p, root = np.empty(store.shape[1], y.dtype), y.dtype.type(1 / np.sqrt(d))
     for i in range(y.shape[0]):
         for h in range(heads):
-            query, out, top = q[i, h * d:(h + 1) * d], y[i, h * d:(h + 1) * d], -np.inf
+            query, out = q[i, h * d:(h + 1) * d], y[i, h * d:(h + 1) * d]
             for s in range(p.size):
-                key, z = store[i, s, layer, 0, h * d:(h + 1) * d], y.dtype.type(0)
-                for j in range(d):
-                    z += query[j] * key[j]
-                p[s] = z * root
-                top = max(top, p[s]) if real[i, s] else top
-            total = y.dtype.type(0)
+                key = store[i, s, layer, 0, h * d:(h + 1) * d]
+                p[s] = _dot(query, key) * root if real[i, s] else low
+            top = _greatest(p)
+            shift = top if top > low else zero
+            for s in range(p.size):
+                p[s] = _exp(p[s] - shift)
             out[:] = 0
             for s in range(p.size):
                 if real[i, s]:
-                    e = _exp(y.dtype.type(p[s] - top))
-                    total += e
                     value = store[i, s, layer, 1, h * d:(h + 1) * d]
                     for j in range(d):
-                        out[j] += e * value[j]
-            if total > 0:
+                        out[j] += p[s] * value[j]
+            total = _total(p)
+            if total != zero:
                 out /= total
 
 # %% ../nbs/heads.ipynb #7be0a006
-@compiled(fastmath={"contract", "nsz"})
+@compiled(fastmath=_FUSED)
 def _turn_pairs(x, cos, sin, heads, start, stop):
     "Turns the pairs of numbers of the first `heads` heads of `x` (m, steps, heads, d)."
     for i in range(start, stop):
