@@ -134,6 +134,16 @@ def _lstm_step(z, h, c):
 
 
 @compiled()
+def _step(cell, z, h, c):
+    if cell == _LSTM:
+        _lstm_step(z, h, c)
+    elif cell == _GRU:
+        _gru_step(z, h)
+    else:
+        _rnn_step(cell, z, h)
+
+
+@compiled()
 def _multiply(y, a, panels):
     "y += a @ w, the columns of w in panels; y has room for whole panels."
     for p in range(panels.shape[0]):
@@ -148,6 +158,24 @@ def _multiply(y, a, panels):
 def _time(s, steps, reverse):
     "The time of step s."
     return steps - 1 - s if reverse else s
+
+
+@compiled()
+def _run_once(cell, y, x_sums, h_sums, b_ih, b_hh, mask, h, c, sums):
+    "One step of which the products are known: sets y and sums, takes the state to the next."
+    n, wide = h.shape[1], b_ih.size
+    for i in range(h.shape[0]):
+        z, own = sums[i], 2 * n if cell == _GRU else wide  # what has one place for both sums
+        both = z[n:] if cell == _GRU else z
+        for u in range(own):
+            both[u] = (x_sums[i, u] + b_ih[u]) + (h_sums[i, u] + b_hh[u])
+        for u in range(own, wide):
+            z[u - own] = h_sums[i, u] + b_hh[u]
+            both[u] = x_sums[i, u] + b_ih[u]
+        if mask[i, 0]:
+            _step(cell, z, h[i], c[i])
+        _copy(y[i, 0], h[i])
+        _copy(z[4 * n:], c[i])
 
 
 @compiled()
@@ -167,12 +195,7 @@ def _run(cell, y, x, mask, h, c, w_ih, w_hh, bias, shift, sums, keep, xs, revers
             for i in range(m):
                 z = zs[low + i]
                 if mask[i, t]:
-                    if cell == _LSTM:
-                        _lstm_step(z, h[i], c[i])
-                    elif cell == _GRU:
-                        _gru_step(z, h[i])
-                    else:
-                        _rnn_step(cell, z, h[i])
+                    _step(cell, z, h[i], c[i])
                 _copy(y[i, t], h[i])
                 _copy(z[4 * n:], c[i])
 
@@ -218,6 +241,16 @@ def _lstm_back(d, dh, dc, z, before):
     dh[:] = 0
 
 
+@compiled()
+def _step_back(cell, d, dh, dc, z, y, before, c):
+    if cell == _LSTM:
+        _lstm_back(d, dh, dc, z, c)
+    elif cell == _GRU:
+        _gru_back(d, dh, z, before)
+    else:
+        _rnn_back(cell, d, dh, y)
+
+
 @compiled(fastmath=_FUSED)
 def _without_least(a, least):
     "Numbers below `least` become 0."
@@ -253,6 +286,19 @@ def _collect(dw_ih, dw_hh, db, dxs, ds, xs, hs, w_ih, shift):
 
 
 @compiled()
+def _run_once_back(cell, d, dh, dc, grad, y, mask, first, c, sums, least):
+    "One step back: sets d, dh and dc become what goes to the first state beside the products."
+    for i in range(dh.shape[0]):
+        d[i] = 0
+        if mask[i, 0]:
+            _add(dh[i], grad[i, 0])
+            _without_least(dh[i], least)
+            _without_least(dc[i], least)
+            z = sums[i] if cell >= _LSTM else y[i, 0]  # an RNN keeps no sums
+            _step_back(cell, d[i], dh[i], dc[i], z, y[i, 0], first[i], c[i])
+
+
+@compiled()
 def _run_back(cell, dx, dw_ih, dw_hh, db, dh, dc, grad, y, x, mask, first, c, w_ih, w_hh,
               shift, sums, ds, xs, hs, dxs, reverse, least):
     "All steps back: sets dx, adds to dw and db, dh and dc become those by the first state."
@@ -275,13 +321,9 @@ def _run_back(cell, dx, dw_ih, dw_hh, db, dh, dc, grad, y, x, mask, first, c, w_
                 _add(own, grad[i, t])
                 _without_least(own, least)
                 _without_least(dc[i], least)
-                if cell == _LSTM:
-                    past = sums[k - m, 4 * n:5 * n] if s > 0 else c[i]
-                    _lstm_back(d, own, dc[i], sums[k], past)
-                elif cell == _GRU:
-                    _gru_back(d, own, sums[k], before)
-                else:
-                    _rnn_back(cell, d, own, y[i, t])
+                past = sums[k - m, 4 * n:5 * n] if cell == _LSTM and s > 0 else c[i]
+                z = sums[k] if cell >= _LSTM else y[i, t]  # an RNN keeps no sums
+                _step_back(cell, d, own, dc[i], z, y[i, t], before, past)
             _multiply(dh[:, 0:], ds[low:low + m, :wide], w_hh)
         _collect(dw_ih, dw_hh, db, dxs, ds[:count * m], xs, hs, w_ih, shift)
         for k in range(count * m if dx.size else 0):
@@ -339,6 +381,33 @@ def _turned(cell: str, rows: np.ndarray, back: bool = False) -> np.ndarray:
     cut = len(rows) // 3 * (1 if back else 2)
     return np.concatenate([rows[cut:], rows[:cut]])
 
+# %% ../nbs/cells.ipynb #ebc9b1c7
+def _forward_once(x, state, weights, plan, settings):
+    "As `_forward`, of one time step; `settings`: what the cache begins with."
+    w_ih, w_hh, b_ih, b_hh = weights
+    (m, _, inputs), n, lstm = x.shape, w_hh.shape[1], plan.cell == _LSTM
+    h, c = state[0].copy(), state[1].copy() if lstm else np.empty((m, 0), x.dtype)
+    y, sums = np.empty((m, 1, n), x.dtype), np.empty((m, plan.room), x.dtype)
+    _run_once(plan.cell, y, np.dot(x.reshape(m, inputs), w_ih.T), np.dot(h, w_hh.T), b_ih, b_hh,
+              settings[3], h, c, sums)
+    return y, (h, c) if lstm else (h,), (*settings, y, sums, plan)
+
+# %% ../nbs/cells.ipynb #45beee54
+def _backward_once(grad, grad_state, cache, weights, input_grad):
+    "As `_backward`, of one time step."
+    cell, x, state, mask, _, y, sums, plan = cache
+    (m, _, inputs), rows, lstm = x.shape, len(weights[0]), cell == "lstm"
+    d, dh = np.empty((m, plan.room), x.dtype), grad_state[0].copy()
+    none, least = np.empty((m, 0), x.dtype), x.dtype.type(np.finfo(x.dtype).tiny * 2.0**26)
+    dc, c = (grad_state[1].copy(), state[1]) if lstm else (none, none)
+    _run_once_back(plan.cell, d, dh, dc, grad, y, mask, state[0], c, sums, least)
+    by_x, by_h = d[:, plan.shift:plan.shift + rows], _turned(cell, d[:, :rows].T, True).T
+    x = np.where(mask, x[:, 0], x.dtype.type(0))  # what is masked may be no number
+    dw = [np.dot(by_x.T, x), np.dot(by_h.T, state[0]), by_x.sum(0), by_h.sum(0)]
+    dh += np.dot(by_h, weights[1])
+    dx = np.dot(by_x, weights[0]).reshape(m, 1, inputs) if input_grad else None
+    return dx, (dh, dc) if lstm else (dh,), dw
+
 # %% ../nbs/cells.ipynb #f0def58b
 def _forward(cell, x, state, weights, mask=None, reverse=False, keep=True):
     "As `_plain_forward`; what backward needs is None unless it is to be kept."
@@ -346,6 +415,8 @@ def _forward(cell, x, state, weights, mask=None, reverse=False, keep=True):
     (m, steps, inputs), n, dtype = x.shape, w_hh.shape[1], x.dtype
     plan = _plan(cell, x, n)
     mask = np.ones((m, steps), bool) if mask is None else mask
+    if steps == 1 and len(plan.cuts) == 1:
+        return _forward_once(x, state, weights, plan, (cell, x, state, mask, reverse))
     a, b, bias = _panels(w_ih.T), _panels(_turned(cell, w_hh).T), np.zeros(plan.room, dtype)
     bias[plan.shift:plan.shift + len(b_ih)] = b_ih
     bias[:len(b_hh)] += _turned(cell, b_hh)
@@ -369,6 +440,8 @@ def _forward(cell, x, state, weights, mask=None, reverse=False, keep=True):
 def _backward(grad, grad_state, cache, weights, input_grad=True):
     "As `_plain_backward`."
     cell, x, state, mask, reverse, y, sums, plan = cache
+    if x.shape[1] == 1 and len(plan.cuts) == 1:
+        return _backward_once(grad, grad_state, cache, weights, input_grad)
     (m, steps, inputs), (rows, n), dtype = x.shape, weights[1].shape, x.dtype
     pieces, wide_x, wide_h = len(plan.cuts), _ceil(inputs, plan.width), _ceil(n, plan.width)
     a = _panels(weights[0]) if input_grad else np.empty((0, 0, 0), dtype)
