@@ -12,7 +12,7 @@ import numpy as np
 
 from .checking import compiled
 from .elementary import _sigmoid, _tanh
-from .threads import _empty, _scratch, in_threads, num_threads
+from .threads import _scratch, in_threads, num_threads
 from .tiles import _BYTES, _FUSED, _PANEL, _ROWS, _product, _row_product
 
 # %% auto #0
@@ -339,7 +339,7 @@ def _panels(w: np.ndarray) -> np.ndarray:
     "The columns of `w` in panels, aligned, zeros after the last."
     (k, n), width = w.shape, _PANEL * _BYTES // w.itemsize
     shape = _ceil(n, width) // width, k, width
-    memory = _empty((prod(shape) * w.itemsize + 64,), np.dtype(np.uint8))
+    memory = np.empty((prod(shape) * w.itemsize + 64,), np.dtype(np.uint8))
     memory = memory[-memory.ctypes.data % 64:][:prod(shape) * w.itemsize]
     panels = memory.view(w.dtype).reshape(shape)
     for p, panel in enumerate(panels):
@@ -422,7 +422,7 @@ def _forward(cell, x, state, weights, mask=None, reverse=False, keep=True):
     bias[:len(b_hh)] += _turned(cell, b_hh)
     h, c = state[0].copy(), state[1].copy() if cell == "lstm" else np.empty((m, 0), dtype)
     kept = m * steps if keep and cell in ("lstm", "gru") else 0
-    y, sums = _empty((m, steps, n), dtype), _empty((kept, plan.room), dtype)
+    y, sums = np.empty((m, steps, n), dtype), np.empty((kept, plan.room), dtype)
 
     def work(i):
         low, high = plan.cuts[i]
@@ -446,7 +446,7 @@ def _backward(grad, grad_state, cache, weights, input_grad=True):
     pieces, wide_x, wide_h = len(plan.cuts), _ceil(inputs, plan.width), _ceil(n, plan.width)
     a = _panels(weights[0]) if input_grad else np.empty((0, 0, 0), dtype)
     b = _panels(_turned(cell, weights[1]))
-    dx = _empty((m, steps, inputs * input_grad), dtype)
+    dx = np.empty((m, steps, inputs * input_grad), dtype)
     dw_ih, dw_hh = (np.zeros((pieces, rows, n), dtype) for n in (wide_x, wide_h))
     db, dh = np.zeros((pieces, plan.room), dtype), np.zeros((m, wide_h), dtype)
     dh[:, :n] = grad_state[0]

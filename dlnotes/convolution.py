@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .checking import compiled
-from .threads import _batch_first, _batch_last, _empty, _scratch, in_threads, num_threads
+from .threads import _batch_first, _batch_last, _scratch, in_threads, num_threads
 from .tiles import _BYTES, _ROWS, _VECTORS, _dots, _narrow_tile, _tile, _total
 
 # %% auto #0
@@ -247,7 +247,7 @@ def _fast_conv2d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, plan: _Pla
     "conv2d of arguments that have been checked and have one dtype; the batch may lie last."
     if plan.wide:
         return _narrow(_fast_conv2d(_wide(x), weight, bias, plan.wide), len(x))
-    x, out, o = np.ascontiguousarray(x), _empty(plan.out, x.dtype), len(weight) // plan.groups
+    x, out, o = np.ascontiguousarray(x), np.empty(plan.out, x.dtype), len(weight) // plan.groups
     w, shares = _padded(weight.reshape(len(weight), -1), plan.groups), _shares(plan)
 
     def work(i):
@@ -280,7 +280,7 @@ def _fast_conv2d_backward(grad: np.ndarray, x: np.ndarray, weight: np.ndarray, p
     dw = np.zeros((len(shares), n, plan.padded.size, o + -o % _ROWS), x.dtype)
     db = np.zeros((len(shares), n * o), x.dtype)
     back = _turned(weight, plan) if input_grad else dw[0, 0]
-    dx = _empty(x.shape if input_grad else (0, 0, 0, 0), x.dtype)
+    dx = np.empty(x.shape if input_grad else (0, 0, 0, 0), x.dtype)
     if len(plan.ends) > 1:
         dx[:] = 0  # with a stride, pixels may be left out
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from .checking import _FLOATS, _fitting, _instance, _real, as_float, compiled
 from .elementary import _exp, _log
-from .threads import _empty, _scratch, _spread, num_threads
+from .threads import _scratch, _spread, num_threads
 from .tiles import _BYTES, _FUSED, _PANEL, _ROWS, _dot, _greatest, _lanes_max, _lanes_sum
 from .tiles import _product, _rows_minus, _rows_times, _total, _turned_square, _whole_vectors
 
@@ -335,7 +335,7 @@ def _weigh(p: np.ndarray, query: np.ndarray, key: np.ndarray, mask: np.ndarray,
 
 def _weights(query: np.ndarray, key: np.ndarray, *options: Any) -> np.ndarray:
     "Weights (N, H, T, S); `options`: as `_weigh` takes them."
-    p = _empty((*query.shape[:3], key.shape[2]), query.dtype)
+    p = np.empty((*query.shape[:3], key.shape[2]), query.dtype)
     _spread(partial(_weigh, p, query, key, *options), len(p), p.size * 8)
     return p
 
@@ -344,15 +344,15 @@ def _beside(a: np.ndarray, features: int) -> np.ndarray:
     "Room for vectors of so many features, which lie as those of `a` do."
     n, heads, steps = a.shape[:3]
     if a.flags.c_contiguous:
-        return _empty((n, heads, steps, features), a.dtype)
-    return _empty((n, steps, heads, features), a.dtype).transpose(0, 2, 1, 3)
+        return np.empty((n, heads, steps, features), a.dtype)
+    return np.empty((n, steps, heads, features), a.dtype).transpose(0, 2, 1, 3)
 
 # %% ../nbs/dot_product.ipynb #e42093cc
 def _by_table(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray,
               is_causal: bool, scale: Any, dropout: Callable | None = None,
               like: tuple = ()) -> tuple[np.ndarray, _Table]:
     "As `_attention`, of arrays of four axes; `dropout` gives weights and their factors."
-    p, factors = _empty((*query.shape[:3], key.shape[2]), query.dtype), None
+    p, factors = np.empty((*query.shape[:3], key.shape[2]), query.dtype), None
     options, y = (query, key, mask, is_causal, scale), _beside(query, value.shape[3])
 
     def work(i, j):
@@ -371,7 +371,7 @@ def _by_table(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.nd
 def _table_backward(grad: np.ndarray, cache: _Table) -> tuple[np.ndarray, ...]:
     "Gradients by query, key and value."
     q, k, v, scale, p, used, factors, like = cache
-    dz, grad = _empty(p.shape, p.dtype), grad.reshape(*q.shape[:3], v.shape[3])
+    dz, grad = np.empty(p.shape, p.dtype), grad.reshape(*q.shape[:3], v.shape[3])
     dq, dk, dv = (_beside(a, a.shape[3]) for a in (q, k, v))
 
     def work(i, j):
@@ -471,7 +471,7 @@ def _by_tiles(like: tuple, mask: np.ndarray, shape: tuple[int, ...],
     "As `_attention`, of arguments that were looked at."
     query, dtype = like[0], mask.dtype
     q, k, v = (_memory(a) for a in like)
-    out, e, ev = _empty((*q.shape[:3], v.shape[3]), dtype), q.shape[3], v.shape[3]
+    out, e, ev = np.empty((*q.shape[:3], v.shape[3]), dtype), q.shape[3], v.shape[3]
     lse = np.empty((q.shape[0] * q.shape[2], q.shape[1]), dtype)
     if out.size and k.size:
         wide, width = _wide(e, dtype), _wide(1, dtype)
@@ -524,7 +524,7 @@ def _attention_backward(grad: np.ndarray, cache: Any) -> tuple[np.ndarray, np.nd
     shares = 1
     if size > 300_000 and len(lse) < 2 * num_threads():
         shares = min(blocks, -(-2 * num_threads() // len(lse)))
-    dq, dk, dv = (_empty((n, *a.shape), dtype) for n, a in ((1, q), (shares, k), (shares, v)))
+    dq, dk, dv = (np.empty((n, *a.shape), dtype) for n, a in ((1, q), (shares, k), (shares, v)))
     wide, wide_v = _wide(e, dtype), _wide(ev, dtype)
     rows = (_KEYS, _KEYS, wide, wide_v, wide, wide_v, wide,
             k.shape[1] * wide // width, k.shape[1] * wide_v // width, 2)

@@ -12,7 +12,7 @@ import numpy as np
 
 from .checking import compiled
 from .elementary import _exp, _tanh
-from .threads import _empty, _spread
+from .threads import _spread
 from .tiles import _FUSED, _dot, _total, _whole_vectors
 
 # %% auto #0
@@ -72,7 +72,7 @@ def _to_score_grad(weights: np.ndarray, grad: np.ndarray) -> None:
 # %% ../nbs/scores.ipynb #e8efbd9b
 def _times(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     "The products of matrices a (N, ., n) and b (N, n, .)."
-    out = _empty((*a.shape[:2], b.shape[2]), a.dtype)
+    out = np.empty((*a.shape[:2], b.shape[2]), a.dtype)
 
     def work(i: int, j: int) -> None:
         np.matmul(a[i:j], b[i:j], out=out[i:j])
@@ -144,7 +144,7 @@ def _additive_scores(query: np.ndarray, memory: np.ndarray,
     "Scores v . tanh(W s + U h + b), and what the gradient needs."
     q, k = _rows_times(query, p["weight_q"].T), _rows_times(memory, p["weight_k"].T)
     q += p["bias"]
-    e = _empty((*query.shape[:2], memory.shape[1]), query.dtype)
+    e = np.empty((*query.shape[:2], memory.shape[1]), query.dtype)
     _spread(lambda i, j: _additive_kernel(q[i:j], k[i:j], p["v"], e[i:j]),
             len(e), e.size * q.shape[2])
     return e, (q, k)
