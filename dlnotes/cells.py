@@ -12,8 +12,8 @@ import numpy as np
 
 from .checking import compiled
 from .elementary import _sigmoid, _tanh
-from .threads import _empty, _scratch, in_threads, num_threads
-from .tiles import _BYTES, _PANEL, _ROWS, _product, _row_product
+from .threads import _scratch, in_threads, num_threads
+from .tiles import _BYTES, _FUSED, _PANEL, _ROWS, _product, _row_product
 
 # %% auto #0
 __all__ = []
@@ -92,7 +92,6 @@ def _plain_backward(grad, grad_state, cache, weights):
     return dx, grad_state, dw
 
 # %% ../nbs/cells.ipynb #0b402325
-_FAST = {"contract", "nsz"}
 _TANH, _RELU, _LSTM, _GRU = range(4)
 
 
@@ -102,7 +101,7 @@ def _copy(to, source):
         to[i] = source[i]
 
 
-@compiled(fastmath=_FAST)
+@compiled(fastmath=_FUSED)
 def _rnn_step(cell, z, h):
     if cell == _RELU:
         for u in range(h.size):
@@ -112,7 +111,7 @@ def _rnn_step(cell, z, h):
             h[u] = _tanh(z[u])
 
 
-@compiled(fastmath=_FAST)
+@compiled(fastmath=_FUSED)
 def _gru_step(z, h):
     "z: n's sum from h, those of r and z, n's sum from x; they become b, r, z, n."
     n = h.size
@@ -123,7 +122,7 @@ def _gru_step(z, h):
         h[u] = new[u] + keep[u] * (h[u] - new[u])
 
 
-@compiled(fastmath=_FAST)
+@compiled(fastmath=_FUSED)
 def _lstm_step(z, h, c):
     "z: the sums of i, f, g and o, which become gates."
     n = h.size
@@ -132,6 +131,16 @@ def _lstm_step(z, h, c):
         i[u], f[u], g[u], o[u] = _sigmoid(i[u]), _sigmoid(f[u]), _tanh(g[u]), _sigmoid(o[u])
         c[u] = f[u] * c[u] + i[u] * g[u]
         h[u] = o[u] * _tanh(c[u])
+
+
+@compiled()
+def _step(cell, z, h, c):
+    if cell == _LSTM:
+        _lstm_step(z, h, c)
+    elif cell == _GRU:
+        _gru_step(z, h)
+    else:
+        _rnn_step(cell, z, h)
 
 
 @compiled()
@@ -152,6 +161,24 @@ def _time(s, steps, reverse):
 
 
 @compiled()
+def _run_once(cell, y, x_sums, h_sums, b_ih, b_hh, mask, h, c, sums):
+    "One step of which the products are known: sets y and sums, takes the state to the next."
+    n, wide = h.shape[1], b_ih.size
+    for i in range(h.shape[0]):
+        z, own = sums[i], 2 * n if cell == _GRU else wide  # what has one place for both sums
+        both = z[n:] if cell == _GRU else z
+        for u in range(own):
+            both[u] = (x_sums[i, u] + b_ih[u]) + (h_sums[i, u] + b_hh[u])
+        for u in range(own, wide):
+            z[u - own] = h_sums[i, u] + b_hh[u]
+            both[u] = x_sums[i, u] + b_ih[u]
+        if mask[i, 0]:
+            _step(cell, z, h[i], c[i])
+        _copy(y[i, 0], h[i])
+        _copy(z[4 * n:], c[i])
+
+
+@compiled()
 def _run(cell, y, x, mask, h, c, w_ih, w_hh, bias, shift, sums, keep, xs, reverse):
     "All steps: sets y, takes the state (h, c) to the last; sums: of all steps, if kept."
     (m, steps), n, chunk = x.shape[:2], h.shape[1], xs.shape[0] // x.shape[0]
@@ -168,17 +195,12 @@ def _run(cell, y, x, mask, h, c, w_ih, w_hh, bias, shift, sums, keep, xs, revers
             for i in range(m):
                 z = zs[low + i]
                 if mask[i, t]:
-                    if cell == _LSTM:
-                        _lstm_step(z, h[i], c[i])
-                    elif cell == _GRU:
-                        _gru_step(z, h[i])
-                    else:
-                        _rnn_step(cell, z, h[i])
+                    _step(cell, z, h[i], c[i])
                 _copy(y[i, t], h[i])
                 _copy(z[4 * n:], c[i])
 
 # %% ../nbs/cells.ipynb #555aa360
-@compiled(fastmath=_FAST)
+@compiled(fastmath=_FUSED)
 def _rnn_back(cell, d, dh, h):
     one, zero = h.dtype.type(1), h.dtype.type(0)
     if cell == _RELU:
@@ -190,7 +212,7 @@ def _rnn_back(cell, d, dh, h):
     dh[:] = 0
 
 
-@compiled(fastmath=_FAST)
+@compiled(fastmath=_FUSED)
 def _gru_back(d, dh, z, before):
     n, one = before.size, z.dtype.type(1)
     b, r, keep, new = z[:n], z[n:2 * n], z[2 * n:3 * n], z[3 * n:4 * n]
@@ -203,7 +225,7 @@ def _gru_back(d, dh, z, before):
         dh[u] *= keep[u]
 
 
-@compiled(fastmath=_FAST)
+@compiled(fastmath=_FUSED)
 def _lstm_back(d, dh, dc, z, before):
     n, one = dh.size, z.dtype.type(1)
     i, f, g, o, c = z[:n], z[n:2 * n], z[2 * n:3 * n], z[3 * n:4 * n], z[4 * n:5 * n]
@@ -219,14 +241,24 @@ def _lstm_back(d, dh, dc, z, before):
     dh[:] = 0
 
 
-@compiled(fastmath=_FAST)
+@compiled()
+def _step_back(cell, d, dh, dc, z, y, before, c):
+    if cell == _LSTM:
+        _lstm_back(d, dh, dc, z, c)
+    elif cell == _GRU:
+        _gru_back(d, dh, z, before)
+    else:
+        _rnn_back(cell, d, dh, y)
+
+
+@compiled(fastmath=_FUSED)
 def _without_least(a, least):
     "Numbers below `least` become 0."
     for u in range(a.size):
         a[u] = a.dtype.type(0) if abs(a[u]) < least else a[u]
 
 
-@compiled(fastmath=_FAST)
+@compiled(fastmath=_FUSED)
 def _add(to, source):
     for i in range(source.size):
         to[i] += source[i]
@@ -254,6 +286,19 @@ def _collect(dw_ih, dw_hh, db, dxs, ds, xs, hs, w_ih, shift):
 
 
 @compiled()
+def _run_once_back(cell, d, dh, dc, grad, y, mask, first, c, sums, least):
+    "One step back: sets d, dh and dc become what goes to the first state beside the products."
+    for i in range(dh.shape[0]):
+        d[i] = 0
+        if mask[i, 0]:
+            _add(dh[i], grad[i, 0])
+            _without_least(dh[i], least)
+            _without_least(dc[i], least)
+            z = sums[i] if cell >= _LSTM else y[i, 0]  # an RNN keeps no sums
+            _step_back(cell, d[i], dh[i], dc[i], z, y[i, 0], first[i], c[i])
+
+
+@compiled()
 def _run_back(cell, dx, dw_ih, dw_hh, db, dh, dc, grad, y, x, mask, first, c, w_ih, w_hh,
               shift, sums, ds, xs, hs, dxs, reverse, least):
     "All steps back: sets dx, adds to dw and db, dh and dc become those by the first state."
@@ -276,13 +321,9 @@ def _run_back(cell, dx, dw_ih, dw_hh, db, dh, dc, grad, y, x, mask, first, c, w_
                 _add(own, grad[i, t])
                 _without_least(own, least)
                 _without_least(dc[i], least)
-                if cell == _LSTM:
-                    past = sums[k - m, 4 * n:5 * n] if s > 0 else c[i]
-                    _lstm_back(d, own, dc[i], sums[k], past)
-                elif cell == _GRU:
-                    _gru_back(d, own, sums[k], before)
-                else:
-                    _rnn_back(cell, d, own, y[i, t])
+                past = sums[k - m, 4 * n:5 * n] if cell == _LSTM and s > 0 else c[i]
+                z = sums[k] if cell >= _LSTM else y[i, t]  # an RNN keeps no sums
+                _step_back(cell, d, own, dc[i], z, y[i, t], before, past)
             _multiply(dh[:, 0:], ds[low:low + m, :wide], w_hh)
         _collect(dw_ih, dw_hh, db, dxs, ds[:count * m], xs, hs, w_ih, shift)
         for k in range(count * m if dx.size else 0):
@@ -298,7 +339,7 @@ def _panels(w: np.ndarray) -> np.ndarray:
     "The columns of `w` in panels, aligned, zeros after the last."
     (k, n), width = w.shape, _PANEL * _BYTES // w.itemsize
     shape = _ceil(n, width) // width, k, width
-    memory = _empty((prod(shape) * w.itemsize + 64,), np.dtype(np.uint8))
+    memory = np.empty((prod(shape) * w.itemsize + 64,), np.dtype(np.uint8))
     memory = memory[-memory.ctypes.data % 64:][:prod(shape) * w.itemsize]
     panels = memory.view(w.dtype).reshape(shape)
     for p, panel in enumerate(panels):
@@ -340,6 +381,33 @@ def _turned(cell: str, rows: np.ndarray, back: bool = False) -> np.ndarray:
     cut = len(rows) // 3 * (1 if back else 2)
     return np.concatenate([rows[cut:], rows[:cut]])
 
+# %% ../nbs/cells.ipynb #ebc9b1c7
+def _forward_once(x, state, weights, plan, settings):
+    "As `_forward`, of one time step; `settings`: what the cache begins with."
+    w_ih, w_hh, b_ih, b_hh = weights
+    (m, _, inputs), n, lstm = x.shape, w_hh.shape[1], plan.cell == _LSTM
+    h, c = state[0].copy(), state[1].copy() if lstm else np.empty((m, 0), x.dtype)
+    y, sums = np.empty((m, 1, n), x.dtype), np.empty((m, plan.room), x.dtype)
+    _run_once(plan.cell, y, np.dot(x.reshape(m, inputs), w_ih.T), np.dot(h, w_hh.T), b_ih, b_hh,
+              settings[3], h, c, sums)
+    return y, (h, c) if lstm else (h,), (*settings, y, sums, plan)
+
+# %% ../nbs/cells.ipynb #45beee54
+def _backward_once(grad, grad_state, cache, weights, input_grad):
+    "As `_backward`, of one time step."
+    cell, x, state, mask, _, y, sums, plan = cache
+    (m, _, inputs), rows, lstm = x.shape, len(weights[0]), cell == "lstm"
+    d, dh = np.empty((m, plan.room), x.dtype), grad_state[0].copy()
+    none, least = np.empty((m, 0), x.dtype), x.dtype.type(np.finfo(x.dtype).tiny * 2.0**26)
+    dc, c = (grad_state[1].copy(), state[1]) if lstm else (none, none)
+    _run_once_back(plan.cell, d, dh, dc, grad, y, mask, state[0], c, sums, least)
+    by_x, by_h = d[:, plan.shift:plan.shift + rows], _turned(cell, d[:, :rows].T, True).T
+    x = np.where(mask, x[:, 0], x.dtype.type(0))  # what is masked may be no number
+    dw = [np.dot(by_x.T, x), np.dot(by_h.T, state[0]), by_x.sum(0), by_h.sum(0)]
+    dh += np.dot(by_h, weights[1])
+    dx = np.dot(by_x, weights[0]).reshape(m, 1, inputs) if input_grad else None
+    return dx, (dh, dc) if lstm else (dh,), dw
+
 # %% ../nbs/cells.ipynb #f0def58b
 def _forward(cell, x, state, weights, mask=None, reverse=False, keep=True):
     "As `_plain_forward`; what backward needs is None unless it is to be kept."
@@ -347,12 +415,14 @@ def _forward(cell, x, state, weights, mask=None, reverse=False, keep=True):
     (m, steps, inputs), n, dtype = x.shape, w_hh.shape[1], x.dtype
     plan = _plan(cell, x, n)
     mask = np.ones((m, steps), bool) if mask is None else mask
+    if steps == 1 and len(plan.cuts) == 1:
+        return _forward_once(x, state, weights, plan, (cell, x, state, mask, reverse))
     a, b, bias = _panels(w_ih.T), _panels(_turned(cell, w_hh).T), np.zeros(plan.room, dtype)
     bias[plan.shift:plan.shift + len(b_ih)] = b_ih
     bias[:len(b_hh)] += _turned(cell, b_hh)
     h, c = state[0].copy(), state[1].copy() if cell == "lstm" else np.empty((m, 0), dtype)
     kept = m * steps if keep and cell in ("lstm", "gru") else 0
-    y, sums = _empty((m, steps, n), dtype), _empty((kept, plan.room), dtype)
+    y, sums = np.empty((m, steps, n), dtype), np.empty((kept, plan.room), dtype)
 
     def work(i):
         low, high = plan.cuts[i]
@@ -370,11 +440,13 @@ def _forward(cell, x, state, weights, mask=None, reverse=False, keep=True):
 def _backward(grad, grad_state, cache, weights, input_grad=True):
     "As `_plain_backward`."
     cell, x, state, mask, reverse, y, sums, plan = cache
+    if x.shape[1] == 1 and len(plan.cuts) == 1:
+        return _backward_once(grad, grad_state, cache, weights, input_grad)
     (m, steps, inputs), (rows, n), dtype = x.shape, weights[1].shape, x.dtype
     pieces, wide_x, wide_h = len(plan.cuts), _ceil(inputs, plan.width), _ceil(n, plan.width)
     a = _panels(weights[0]) if input_grad else np.empty((0, 0, 0), dtype)
     b = _panels(_turned(cell, weights[1]))
-    dx = _empty((m, steps, inputs * input_grad), dtype)
+    dx = np.empty((m, steps, inputs * input_grad), dtype)
     dw_ih, dw_hh = (np.zeros((pieces, rows, n), dtype) for n in (wide_x, wide_h))
     db, dh = np.zeros((pieces, plan.room), dtype), np.zeros((m, wide_h), dtype)
     dh[:, :n] = grad_state[0]

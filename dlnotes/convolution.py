@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .checking import compiled
-from .threads import _batch_first, _batch_last, _empty, _scratch, in_threads, num_threads
-from .tiles import _BYTES, _ROWS, _VECTORS, _dots, _narrow_tile, _tile
+from .threads import _batch_first, _batch_last, _scratch, in_threads, num_threads
+from .tiles import _BYTES, _ROWS, _VECTORS, _dots, _narrow_tile, _tile, _total
 
 # %% auto #0
 __all__ = []
@@ -162,14 +162,6 @@ def _sources(shifts, ends, outputs, pitch, lead):
     return sources
 
 
-@compiled(fastmath={"contract", "nsz", "reassoc"})
-def _sum(row):
-    total = row[0]
-    for i in range(1, row.size):
-        total += row[i]
-    return total
-
-
 @compiled()
 def _input_grad(dx, ds, gs, sources, back, ends, outputs, geometry):
     "The gradient by up to a tile's rows of channels of one image."
@@ -206,7 +198,7 @@ def _conv_backward(dx, dw, db, grad, x, back, tables, geometry, groups, images, 
                 for t in range(0, offsets.size, _VECTORS):
                     _dots(dw[g], gs, flat, offsets, o, t, edge, positions)
                 for r in range(o, min(o + _ROWS, outputs)):
-                    db[g * outputs + r] += _sum(gs[r])
+                    db[g * outputs + r] += _total(gs[r])
             for c in range(g * inputs + ins[0], g * inputs + ins[1], _ROWS):
                 _input_grad(dx[k, c:(g + 1) * inputs], ds, gs, sources, back[c:c + _ROWS], ends,
                             outputs, geometry)
@@ -255,7 +247,7 @@ def _fast_conv2d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, plan: _Pla
     "conv2d of arguments that have been checked and have one dtype; the batch may lie last."
     if plan.wide:
         return _narrow(_fast_conv2d(_wide(x), weight, bias, plan.wide), len(x))
-    x, out, o = np.ascontiguousarray(x), _empty(plan.out, x.dtype), len(weight) // plan.groups
+    x, out, o = np.ascontiguousarray(x), np.empty(plan.out, x.dtype), len(weight) // plan.groups
     w, shares = _padded(weight.reshape(len(weight), -1), plan.groups), _shares(plan)
 
     def work(i):
@@ -288,7 +280,7 @@ def _fast_conv2d_backward(grad: np.ndarray, x: np.ndarray, weight: np.ndarray, p
     dw = np.zeros((len(shares), n, plan.padded.size, o + -o % _ROWS), x.dtype)
     db = np.zeros((len(shares), n * o), x.dtype)
     back = _turned(weight, plan) if input_grad else dw[0, 0]
-    dx = _empty(x.shape if input_grad else (0, 0, 0, 0), x.dtype)
+    dx = np.empty(x.shape if input_grad else (0, 0, 0, 0), x.dtype)
     if len(plan.ends) > 1:
         dx[:] = 0  # with a stride, pixels may be left out
 

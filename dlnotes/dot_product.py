@@ -5,17 +5,19 @@
 # %% ../nbs/dot_product.ipynb #c574dfeb
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .checking import _FLOATS, _fitting, _instance, _real, as_float, compiled
 from .elementary import _exp, _log
-from .threads import _empty, _scratch, _spread, num_threads
-from .tiles import _BYTES, _PANEL, _ROWS, _lanes_max, _lanes_sum, _product
-from .tiles import _rows_minus, _rows_times, _turned_square, _whole_vectors
+from .threads import _scratch, _spread, num_threads
+from .tiles import _BYTES, _FUSED, _PANEL, _ROWS, _dot, _greatest, _lanes_max, _lanes_sum
+from .tiles import _product, _rows_minus, _rows_times, _total, _turned_square, _whole_vectors
 
 # %% auto #0
 __all__ = ['scaled_dot_product_attention', 'scaled_dot_product_attention_backward']
@@ -33,7 +35,7 @@ def _vector(a, h, i):
     return a[h // a.shape[2], i, h % a.shape[2]]
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled(fastmath=_FUSED)
 def _pack(panels, a, h, rows, scale):
     "panels[p, i, c] = scale times number p width + c of vector i of `rows`, 0 past the last."
     width, n = panels.shape[2], rows.stop - rows.start
@@ -64,7 +66,7 @@ def _turn_panels(turned, panels, columns):
         _turn(turned[p * width:], panels[p], width, min(width, columns - p * width))
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled(fastmath=_FUSED)
 def _unpack(a, h, rows, turned, panels, factors):
     "Number c of vector i of `rows` = factors[i] turned[c, i]."
     width, n = panels.shape[2], rows.stop - rows.start
@@ -112,7 +114,7 @@ def _scores(s, keys, qt, mask, j, i, is_causal):
         _product(s, keys, qt.reshape((1, qt.shape[0], qt.shape[1])), r, 0)
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled(fastmath=_FUSED)
 def _exps(numbers):
     _whole_vectors()
     for i in range(numbers.size):
@@ -122,7 +124,7 @@ def _exps(numbers):
 _KEYS = 64  # in a block
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled(fastmath=_FUSED)
 def _online(s, answer, most, total, shift, factor):
     "Scores to exponentials; what was summed before is measured from the new maximum."
     low, zero = s.dtype.type(-np.inf), s.dtype.type(0)
@@ -140,12 +142,12 @@ def _online(s, answer, most, total, shift, factor):
     _lanes_sum(total, s)
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled(fastmath=_FUSED)
 def _finish(factor, lse, most, total):
     "1 / the sum, and the log-sum-exp; 0 and infinity where nothing was looked at."
     zero, one, infinity = most.dtype.type(0), most.dtype.type(1), most.dtype.type(np.inf)
     for i in range(lse.size):
-        seen = total[i] > zero
+        seen = total[i] != zero  # NaN is kept
         factor[i] = one / total[i] if seen else zero
         lse[i] = most[i] + _log(total[i]) if seen else infinity
 
@@ -185,14 +187,6 @@ def _copy(a, h, rows):
             to[c] = row[c]
 
 
-@compiled(fastmath={"contract", "nsz", "reassoc"})
-def _dot(a, b):
-    total = a.dtype.type(0)
-    for i in range(a.size):
-        total += a[i] * b[i]
-    return total
-
-
 @compiled()
 def _lane_numbers(lse, d, h, rows, saved, grad, out):
     "Log-sum-exp and D of the queries `rows`, infinity and 0 past the last one."
@@ -202,7 +196,7 @@ def _lane_numbers(lse, d, h, rows, saved, grad, out):
         d[i - rows.start] = _dot(_vector(grad, h, i), _vector(out, h, i))
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled(fastmath=_FUSED)
 def _scores_grad(dz, p, d):
     "dz = p (dz - D)."
     _rows_minus(d, dz)
@@ -263,11 +257,141 @@ def _attend_backward(dq, dk, dv, grad, cache, mask, heads, is_causal, scale, ite
         _copy(dk[share], h, dks)
         _copy(dv[share], h, dvs)
 
+# %% ../nbs/dot_product.ipynb #5c6391f2
+@compiled(fastmath=_FUSED)
+def _exps_of(numbers):
+    _whole_vectors()
+    for i in range(numbers.size):
+        numbers[i] = _exp(numbers[i])
+
+
+@compiled(fastmath=_FUSED)
+def _mask_rows(rows, mask, is_causal, scale):
+    "Scores of a head: times `scale`, `mask` added, -infinity where it is that, or later."
+    low, numbers = rows.dtype.type(-np.inf), rows.reshape(-1)
+    for s in range(numbers.size):
+        numbers[s] *= scale
+    for t in range(rows.shape[0] if mask.shape[1] > 0 else 0):
+        row, more = rows[t], mask[t if mask.shape[0] > 1 else 0]
+        for s in range(row.size):
+            row[s] = row[s] + more[s] if more[s] > low else low
+    for t in range(rows.shape[0] if is_causal else 0):
+        rows[t, t + 1:] = low
+
+
+@compiled(fastmath=_FUSED)
+def _softmax_table(z, mask, is_causal, scale):
+    "Scores (N, H, T, S) become weights, 0 where a query may look at nothing."
+    low, zero, one = z.dtype.type(-np.inf), z.dtype.type(0), z.dtype.type(1)
+    for i in range(z.shape[0]):
+        for h in range(z.shape[1]):
+            rows = z[i, h]
+            _mask_rows(rows, mask[i % mask.shape[0], h % mask.shape[1]], is_causal, scale)
+            for t in range(rows.shape[0]):
+                row = rows[t]
+                top = _greatest(row)
+                shift = top if top > low else zero  # -inf - -inf would be NaN
+                for s in range(row.size):
+                    row[s] -= shift
+            _exps_of(rows.reshape(-1))
+            for t in range(rows.shape[0]):
+                row = rows[t]
+                total = _total(row)
+                share = one / total if total != zero else zero
+                for s in range(row.size):
+                    row[s] *= share
+
+
+@compiled(fastmath=_FUSED)
+def _softmax_table_grad(p, d, scale):
+    "The gradient `d` by the weights `p` becomes that by the products of queries and keys."
+    for i in range(p.shape[0]):
+        for h in range(p.shape[1]):
+            for t in range(p.shape[2]):
+                row, g = p[i, h, t], d[i, h, t]
+                mean = _dot(row, g)
+                for s in range(row.size):
+                    g[s] = row[s] * (g[s] - mean) * scale
+
+# %% ../nbs/dot_product.ipynb #e04ddf45
+class _Table(NamedTuple):
+    "What backward needs where the weights are kept; arrays (N, H, T or S, features)."
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    scale: Any
+    weights: np.ndarray         # (N, H, T, S)
+    used: np.ndarray            # what is left of them after dropout
+    factors: np.ndarray | None  # by what dropout multiplies them
+    like: tuple                 # the arrays as they were given
+
+
+def _weigh(p: np.ndarray, query: np.ndarray, key: np.ndarray, mask: np.ndarray,
+           is_causal: bool, scale: Any, i: int, j: int) -> None:
+    "Sets p[i:j] to the weights of keys for queries, with a mask of `_four_axes`."
+    np.matmul(query[i:j], key[i:j].swapaxes(-1, -2), out=p[i:j])
+    _softmax_table(p[i:j], mask[i:j] if len(mask) > 1 else mask, is_causal, scale)
+
+
+def _weights(query: np.ndarray, key: np.ndarray, *options: Any) -> np.ndarray:
+    "Weights (N, H, T, S); `options`: as `_weigh` takes them."
+    p = np.empty((*query.shape[:3], key.shape[2]), query.dtype)
+    _spread(partial(_weigh, p, query, key, *options), len(p), p.size * 8)
+    return p
+
+
+def _beside(a: np.ndarray, features: int) -> np.ndarray:
+    "Room for vectors of so many features, which lie as those of `a` do."
+    n, heads, steps = a.shape[:3]
+    if a.flags.c_contiguous:
+        return np.empty((n, heads, steps, features), a.dtype)
+    return np.empty((n, steps, heads, features), a.dtype).transpose(0, 2, 1, 3)
+
+# %% ../nbs/dot_product.ipynb #e42093cc
+def _by_table(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray,
+              is_causal: bool, scale: Any, dropout: Callable | None = None,
+              like: tuple = ()) -> tuple[np.ndarray, _Table]:
+    "As `_attention`, of arrays of four axes; `dropout` gives weights and their factors."
+    p, factors = np.empty((*query.shape[:3], key.shape[2]), query.dtype), None
+    options, y = (query, key, mask, is_causal, scale), _beside(query, value.shape[3])
+
+    def work(i, j):
+        if dropout is None:
+            _weigh(p, *options, i, j)
+        np.matmul(used[i:j], value[i:j], out=y[i:j])
+
+    used = p
+    if dropout is not None:  # what is dropped must not depend on the threads
+        _spread(partial(_weigh, p, *options), len(p), p.size * 8)
+        used, factors = dropout(p)
+    _spread(work, len(p), p.size * 8)
+    return y, _Table(query, key, value, scale, p, used, factors, like or (query, key, value))
+
+
+def _table_backward(grad: np.ndarray, cache: _Table) -> tuple[np.ndarray, ...]:
+    "Gradients by query, key and value."
+    q, k, v, scale, p, used, factors, like = cache
+    dz, grad = np.empty(p.shape, p.dtype), grad.reshape(*q.shape[:3], v.shape[3])
+    dq, dk, dv = (_beside(a, a.shape[3]) for a in (q, k, v))
+
+    def work(i, j):
+        d = dz[i:j]
+        np.matmul(grad[i:j], v[i:j].swapaxes(-1, -2), out=d)
+        if factors is not None:
+            d *= factors[i:j]
+        _softmax_table_grad(p[i:j], d, scale)
+        np.matmul(d, k[i:j], out=dq[i:j])
+        np.matmul(d.swapaxes(-1, -2), q[i:j], out=dk[i:j])
+        np.matmul(used[i:j].swapaxes(-1, -2), grad[i:j], out=dv[i:j])
+    _spread(work, len(p), p.size * 16)
+    dq, dk, dv = (a.reshape(x.shape) for a, x in zip((dq, dk, dv), like))
+    return dq, dk, dv
+
 # %% ../nbs/dot_product.ipynb #cb3837ea
-def _added(mask: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    "A mask for scores of that shape (..., L, S) as numbers to add (1 or N, 1 or H, S, 1 or L)."
+def _four_axes(mask: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    "A mask for scores (..., L, S) as numbers to add (1 or N, 1 or H, 1 or L, S); S is 0 for None."
     if mask is None:
-        return np.empty((1, 1, 0, 1), dtype)
+        return np.empty((1, 1, 1, 0), dtype)
     mask = mask.reshape((1,) * (len(shape) - mask.ndim) + mask.shape)
     if len(shape) < 4:
         mask = mask.reshape(mask.shape[:-2] + (1,) * (4 - len(shape)) + mask.shape[-2:])
@@ -276,9 +400,18 @@ def _added(mask: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> 
         mask = mask.reshape(-1, *mask.shape[-3:])
     if mask.dtype == bool:
         mask = np.where(mask, dtype.type(0), dtype.type(-np.inf))
-    (n, heads, rows, _), keys = mask.shape, shape[-1]
-    width = 1 if rows == 1 else rows + -rows % (_PANEL * _BYTES // dtype.itemsize)
-    added = np.zeros((n, heads, keys, width), dtype)
+    if mask.shape[3] != shape[-1]:
+        mask = np.broadcast_to(mask, (*mask.shape[:3], shape[-1]))
+    return np.ascontiguousarray(mask, dtype)
+
+
+def _added(mask: np.ndarray) -> np.ndarray:
+    "A mask of `_four_axes` as tiles read it (1 or N, 1 or H, S, 1 or L), L in whole panels."
+    n, heads, rows, keys = mask.shape
+    if not keys:
+        return np.empty((1, 1, 0, 1), mask.dtype)
+    width = 1 if rows == 1 else _wide(rows, mask.dtype)
+    added = np.zeros((n, heads, keys, width), mask.dtype)
     added[..., :rows] = mask.swapaxes(-1, -2)
     return added
 
@@ -332,22 +465,14 @@ def _fits_together(query: np.ndarray, key: np.ndarray, value: np.ndarray,
                          f"got {mask.shape}")
     return shape
 
-# %% ../nbs/dot_product.ipynb #87d8ad76
-def _attention(query: np.ndarray, key: np.ndarray, value: np.ndarray,
-               attn_mask: np.ndarray | None = None, is_causal: bool = False,
-               scale: float | None = None) -> tuple[np.ndarray, Any]:
-    """For layers: the answers, and the cache that `_attention_backward` needs.
-
-    - Shapes and dtypes are looked at, numbers are not. (N, H, T, E) may be a view of contiguous
-      (N, T, H, E), and then the answers and gradients are, too; nothing is copied.
-    """
-    shape, dtype = _fits_together(query, key, value, attn_mask), query.dtype
-    q, k, v = _memory(query), _memory(key), _memory(value)
-    out, e, ev = _empty((*q.shape[:3], v.shape[3]), dtype), q.shape[3], v.shape[3]
+# %% ../nbs/dot_product.ipynb #4ebe4bf2
+def _by_tiles(like: tuple, mask: np.ndarray, shape: tuple[int, ...],
+              settings: tuple) -> tuple[np.ndarray, Any]:
+    "As `_attention`, of arguments that were looked at."
+    query, dtype = like[0], mask.dtype
+    q, k, v = (_memory(a) for a in like)
+    out, e, ev = np.empty((*q.shape[:3], v.shape[3]), dtype), q.shape[3], v.shape[3]
     lse = np.empty((q.shape[0] * q.shape[2], q.shape[1]), dtype)
-    mask = _added(attn_mask, shape, dtype)
-    settings = shape[-3] if len(shape) > 3 else 1, bool(is_causal), dtype.type(
-        e ** -0.5 if scale is None else scale)
     if out.size and k.size:
         wide, width = _wide(e, dtype), _wide(1, dtype)
         rows = _KEYS, max(wide, _wide(ev, dtype)), wide, _wide(ev, dtype), 4
@@ -358,14 +483,39 @@ def _attention(query: np.ndarray, key: np.ndarray, value: np.ndarray,
         _spread(work, blocks, blocks * (2000 + width * shape[-1] * (e + ev) // 40))
     else:
         out[:] = 0
-    return _heads(out, query), (out, lse, (q, k, v), mask, settings, (query, key, value))
+    return _heads(out, query), (out, lse, (q, k, v), mask, settings, like)
+
+# %% ../nbs/dot_product.ipynb #87d8ad76
+_SMALL = 4096  # scores of a head for which a table is faster than tiles
+
+
+def _attention(query: np.ndarray, key: np.ndarray, value: np.ndarray,
+               attn_mask: np.ndarray | None = None, is_causal: bool = False,
+               scale: float | None = None) -> tuple[np.ndarray, Any]:
+    """For layers: the answers, and the cache that `_attention_backward` needs.
+
+    - Shapes and dtypes are looked at, numbers are not. (N, H, T, E) may be a view of contiguous
+      (N, T, H, E), and then the answers and gradients are, too; nothing is copied.
+    """
+    shape, dtype = _fits_together(query, key, value, attn_mask), query.dtype
+    mask, heads = _four_axes(attn_mask, shape, dtype), shape[-3] if len(shape) > 3 else 1
+    settings = bool(is_causal), dtype.type(query.shape[-1] ** -0.5 if scale is None else scale)
+    like = query, key, value
+    if shape[-2] * shape[-1] <= _SMALL and value.size and query.size:
+        four = like if query.ndim == 4 else (a.reshape(-1, heads, *a.shape[-2:]) for a in like)
+        out, cache = _by_table(*four, mask, *settings, like=like)
+        return out.reshape(*query.shape[:-1], value.shape[-1]), cache
+    return _by_tiles(like, _added(mask), shape, (heads, *settings))
 
 # %% ../nbs/dot_product.ipynb #49ea55fb
 def _attention_backward(grad: np.ndarray, cache: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Gradients by query, key and value."
+    query, _, value = cache[-1]
+    _fitting(grad, (*query.shape[:-1], value.shape[-1]), query.dtype)
+    if isinstance(cache, _Table):
+        return _table_backward(grad, cache)
     out, lse, (q, k, v), mask, settings, like = cache
-    dtype, e, ev = q.dtype, q.shape[3], v.shape[3]
-    g = _memory(_fitting(grad, (*like[0].shape[:-1], ev), dtype))
+    g, dtype, e, ev = _memory(grad), q.dtype, q.shape[3], v.shape[3]
     if not (out.size and k.size):
         dq, dk, dv = (np.zeros(a.shape, dtype) for a in like)
         return dq, dk, dv
@@ -374,7 +524,7 @@ def _attention_backward(grad: np.ndarray, cache: Any) -> tuple[np.ndarray, np.nd
     shares = 1
     if size > 300_000 and len(lse) < 2 * num_threads():
         shares = min(blocks, -(-2 * num_threads() // len(lse)))
-    dq, dk, dv = (_empty((n, *a.shape), dtype) for n, a in ((1, q), (shares, k), (shares, v)))
+    dq, dk, dv = (np.empty((n, *a.shape), dtype) for n, a in ((1, q), (shares, k), (shares, v)))
     wide, wide_v = _wide(e, dtype), _wide(ev, dtype)
     rows = (_KEYS, _KEYS, wide, wide_v, wide, wide_v, wide,
             k.shape[1] * wide // width, k.shape[1] * wide_v // width, 2)

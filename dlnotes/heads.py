@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .activations import _softmax_grad
 from .checking import _array, _fitting, _input, _real, compiled
-from .dot_product import _attention, _attention_backward
+from .dot_product import _attention, _attention_backward, _by_table, _four_axes, _weights
 from .elementary import _exp
 from .gradients import xavier_uniform
 from .mlp import Layer, _random, _size
 from .recurrent import Dropout, _flag, _generator
 from .sharing import _shared
-from .threads import _empty, _spread
+from .threads import _spread
+from .tiles import _FUSED, _dot, _greatest, _total
 
 # %% auto #0
 __all__ = ['MultiHeadAttention']
@@ -49,111 +49,41 @@ def _visible(shape: tuple[int, int, int, int], key_padding_mask: Any, attn_mask:
         seen = real if seen is None else seen & real
     return seen
 
-# %% ../nbs/heads.ipynb #d8a0f745
-@compiled(fastmath={"contract", "nsz", "reassoc"})
-def _softmax_of_seen(z, seen, is_causal, scale):
-    "Scores (m, h, T, S), times `scale`, become weights: 0 at what is not to be seen."
-    zero, sizes = z.dtype.type(0), seen.shape
-    for i in range(z.shape[0]):
-        for h in range(z.shape[1]):
-            for t in range(z.shape[2]):
-                row = z[i, h, t]
-                see = seen[i % sizes[0], h % sizes[1], t % sizes[2]]
-                n = min(t + 1, row.size) if is_causal else row.size
-                top, total = z.dtype.type(-np.inf), zero
-                for s in range(n):
-                    row[s] = row[s] * scale if see[s] else z.dtype.type(-np.inf)
-                    top = max(top, row[s])
-                if top == -np.inf:
-                    n = 0
-                for s in range(n):
-                    row[s] = _exp(row[s] - top)
-                    total += row[s]
-                for s in range(n):
-                    row[s] /= total
-                row[n:] = zero
-
-# %% ../nbs/heads.ipynb #fb001daa
-def _attention_weights(q: np.ndarray, k: np.ndarray, seen: np.ndarray | None,
-                       is_causal: bool) -> np.ndarray:
-    "Weights (m, heads, T, S) of keys for queries, (m, heads, T or S, d)."
-    p = _empty((*q.shape[:3], k.shape[2]), q.dtype)
-    seen = np.ones((1, 1, 1, p.shape[3]), bool) if seen is None else np.ascontiguousarray(
-        seen if seen.ndim == 4 else seen[None, None])
-
-    def work(i, j):
-        np.matmul(q[i:j], k[i:j].swapaxes(-1, -2), out=p[i:j])
-        _softmax_of_seen(p[i:j], seen[i:j] if len(seen) > 1 else seen, is_causal,
-                         q.dtype.type(q.shape[-1] ** -0.5))
-    _spread(work, len(p), p.size * 8)
-    return p
-
-# %% ../nbs/heads.ipynb #61a4b387
-def _plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: Any, is_causal: bool,
-                     dropout: Dropout) -> tuple[np.ndarray, Any]:
-    p, dropped = _attention_weights(q, k, seen, is_causal), None
-    used = p
-    if dropout.p and dropout.training:
-        used, dropped = dropout.forward(p)
-    y = _empty((len(q), q.shape[2], q.shape[1], v.shape[3]), q.dtype).transpose(0, 2, 1, 3)
-
-    def work(i, j):
-        np.matmul(used[i:j], v[i:j], out=y[i:j])
-    _spread(work, len(p), p.size * 4)
-    return y, (q, k, v, p, used, dropped)
-
-
-def _plain_attention_backward(grad: np.ndarray, cache: Any,
-                              dropout: Dropout) -> tuple[np.ndarray, ...]:
-    q, k, v, p, used, dropped = cache
-    dz = _empty(p.shape, p.dtype)
-    dq, dk, dv = (_empty((len(a), a.shape[2], a.shape[1], a.shape[3]), a.dtype)
-                  .transpose(0, 2, 1, 3) for a in (q, k, v))
-    scale = q.dtype.type(q.shape[-1] ** -0.5)
-
-    def work(i, j):
-        d = dz[i:j]
-        np.matmul(grad[i:j], v[i:j].swapaxes(-1, -2), out=d)
-        if dropped is not None:
-            d *= dropped[0][i:j]
-        rows = d.reshape(-1, d.shape[3])
-        _softmax_grad(p[i:j].reshape(rows.shape), rows, rows)
-        rows *= scale
-        np.matmul(d, k[i:j], out=dq[i:j])
-        np.matmul(d.swapaxes(-1, -2), q[i:j], out=dk[i:j])
-        np.matmul(used[i:j].swapaxes(-1, -2), grad[i:j], out=dv[i:j])
-    _spread(work, len(p), p.size * 16)
-    return dq, dk, dv
+# %% ../nbs/heads.ipynb #c6e63162
+def _table_options(q: np.ndarray, k: np.ndarray, seen: np.ndarray | None,
+                   is_causal: bool) -> tuple[np.ndarray, bool, Any]:
+    "Mask, `is_causal` and scale as `_by_table` takes them."
+    shape = (*q.shape[:3], k.shape[2])
+    return _four_axes(seen, shape, q.dtype), is_causal, q.dtype.type(q.shape[3] ** -0.5)
 
 # %% ../nbs/heads.ipynb #4dcb87fa
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+@compiled(fastmath=_FUSED)
 def _one_query(q, store, layer, real, heads, y):
     "What each query (m, d) draws from the keys and values of `layer` where `real` (m, S)."
-    d = y.shape[1] // heads
+    d, low, zero = y.shape[1] // heads, y.dtype.type(-np.inf), y.dtype.type(0)
     p, root = np.empty(store.shape[1], y.dtype), y.dtype.type(1 / np.sqrt(d))
     for i in range(y.shape[0]):
         for h in range(heads):
-            query, out, top = q[i, h * d:(h + 1) * d], y[i, h * d:(h + 1) * d], -np.inf
+            query, out = q[i, h * d:(h + 1) * d], y[i, h * d:(h + 1) * d]
             for s in range(p.size):
-                key, z = store[i, s, layer, 0, h * d:(h + 1) * d], y.dtype.type(0)
-                for j in range(d):
-                    z += query[j] * key[j]
-                p[s] = z * root
-                top = max(top, p[s]) if real[i, s] else top
-            total = y.dtype.type(0)
+                key = store[i, s, layer, 0, h * d:(h + 1) * d]
+                p[s] = _dot(query, key) * root if real[i, s] else low
+            top = _greatest(p)
+            shift = top if top > low else zero
+            for s in range(p.size):
+                p[s] = _exp(p[s] - shift)
             out[:] = 0
             for s in range(p.size):
                 if real[i, s]:
-                    e = _exp(y.dtype.type(p[s] - top))
-                    total += e
                     value = store[i, s, layer, 1, h * d:(h + 1) * d]
                     for j in range(d):
-                        out[j] += e * value[j]
-            if total > 0:
+                        out[j] += p[s] * value[j]
+            total = _total(p)
+            if total != zero:
                 out /= total
 
 # %% ../nbs/heads.ipynb #7be0a006
-@compiled(fastmath={"contract", "nsz"})
+@compiled(fastmath=_FUSED)
 def _turn_pairs(x, cos, sin, heads, start, stop):
     "Turns the pairs of numbers of the first `heads` heads of `x` (m, steps, heads, d)."
     for i in range(start, stop):
@@ -226,13 +156,17 @@ class MultiHeadAttention(Layer):
                 is_causal: bool) -> tuple[np.ndarray, Any]:
         "As `forward`, from arguments that were looked at."
         q, k, v = self._heads(inputs)
-        plain = self.dropout.training and self.dropout.p > 0
-        if plain:
-            y, cache = _plain_attention(q, k, v, seen, is_causal, self.dropout)
+        if self.dropout.training and self.dropout.p > 0:
+            y, cache = _by_table(q, k, v, *_table_options(q, k, seen, is_causal), self._dropped)
         else:
             y, cache = _attention(q, k, v, seen, is_causal)
         y = y.transpose(0, 2, 1, 3).reshape(-1, inputs[0].shape[2])
-        return self._linear("out_proj.", y).reshape(inputs[0].shape), (inputs, y, cache, plain)
+        return self._linear("out_proj.", y).reshape(inputs[0].shape), (inputs, y, cache)
+
+    def _dropped(self, p: np.ndarray) -> tuple[np.ndarray, Any]:
+        "Weights after dropout, and by what they were multiplied."
+        used, (factors, *_) = self.dropout.forward(p)
+        return used, factors
 
     def train(self, mode: bool = True) -> MultiHeadAttention:
         self.dropout.train(mode)
@@ -245,18 +179,17 @@ class MultiHeadAttention(Layer):
         inputs = self._inputs(query, key, None)
         seen = self._seen(inputs, key_padding_mask, attn_mask)
         q, k, _ = self._heads(inputs)
-        return _attention_weights(q, k, seen, _flag(is_causal, "is_causal"))
+        return _weights(q, k, *_table_options(q, k, seen, _flag(is_causal, "is_causal")))
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
         "(grad_query, grads), or a tuple of gradients where `forward` was given two or three."
-        inputs, y, cache, plain = cache
+        inputs, y, cache = cache
         _fitting(grad, inputs[0].shape, y.dtype)
         flat = grad.reshape(y.shape)
         heads = np.dot(flat, self.params["out_proj.weight"])
         heads = heads.reshape(*grad.shape[:2], self.num_heads, -1).transpose(0, 2, 1, 3)
-        parts = (_plain_attention_backward(heads, cache, self.dropout) if plain
-                 else _attention_backward(heads, cache))
+        parts = _attention_backward(heads, cache)
         grads = {"out_proj.weight": np.dot(flat.T, y),
                  "out_proj.bias": np.dot(np.ones(len(flat), flat.dtype), flat)}
         grad_inputs, grads_in = self._heads_backward(parts, inputs, input_grad)

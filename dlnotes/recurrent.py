@@ -193,7 +193,7 @@ class Recurrent(Layer):
 
     def _joined(self, states: Sequence[tuple[np.ndarray, ...]]) -> Any:
         "The opposite of `_states`."
-        arrays = tuple(np.stack(a) for a in zip(*states))
+        arrays = tuple(np.stack(a) if len(a) > 1 else a[0][None] for a in zip(*states))
         return arrays if self.cell == "lstm" else arrays[0]
 
     def _gradients(self, grad: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, list]:

@@ -12,37 +12,50 @@ import numpy as np
 
 from .checking import compiled
 from .elementary import _exp, _tanh
-from .threads import _empty, _spread
+from .threads import _spread
+from .tiles import _FUSED, _dot, _total, _whole_vectors
 
 # %% auto #0
 __all__ = []
 
 # %% ../nbs/scores.ipynb #58a0f027
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+@compiled(fastmath=_FUSED)
+def _exps(numbers):
+    _whole_vectors()
+    for i in range(numbers.size):
+        numbers[i] = _exp(numbers[i])
+
+
+@compiled(fastmath=_FUSED)
 def _weights_kernel(e, mask):
     "Scores become weights, 0 where `mask` (N, S) is False."
-    for i in range(e.shape[0]):
-        for t in range(e.shape[1]):
-            row, real, top = e[i, t], mask[i], e.dtype.type(-np.inf)
+    low, zero, one = e.dtype.type(-np.inf), e.dtype.type(0), e.dtype.type(1)
+    some = max(1, 4096 // max(1, e.shape[1] * e.shape[2]))  # examples whose scores fit the cache
+    for start in range(0, e.shape[0], some):
+        part = e[start:start + some]
+        for i, t in np.ndindex(part.shape[:2]):
+            row, real, top = part[i, t], mask[start + i], low
             for j in range(row.size):
                 top = max(top, row[j]) if real[j] else top
-            total = e.dtype.type(0)
+            shift = top if top > low else zero  # -inf - -inf would be NaN
             for j in range(row.size):
-                row[j] = _exp(row[j] - top) if real[j] else e.dtype.type(0)
-                total += row[j]
-            share = e.dtype.type(1) / total if total > 0 else e.dtype.type(0)
+                row[j] = row[j] - shift if real[j] else low
+        _exps(part.reshape(-1))
+        for i, t in np.ndindex(part.shape[:2]):
+            row = part[i, t]
+            total = _total(row)
+            share = one / total if total != zero else zero
             for j in range(row.size):
                 row[j] *= share
 
 # %% ../nbs/scores.ipynb #74e209ff
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+@compiled(fastmath=_FUSED)
 def _weights_grad_kernel(weights, grad):
     "`grad`, by the weights, becomes that by the scores."
     for i in range(grad.shape[0]):
         for t in range(grad.shape[1]):
-            row, g, mean = weights[i, t], grad[i, t], grad.dtype.type(0)
-            for j in range(row.size):
-                mean += row[j] * g[j]
+            row, g = weights[i, t], grad[i, t]
+            mean = _dot(row, g)
             for j in range(row.size):
                 g[j] = row[j] * (g[j] - mean)
 
@@ -59,7 +72,7 @@ def _to_score_grad(weights: np.ndarray, grad: np.ndarray) -> None:
 # %% ../nbs/scores.ipynb #e8efbd9b
 def _times(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     "The products of matrices a (N, ., n) and b (N, n, .)."
-    out = _empty((*a.shape[:2], b.shape[2]), a.dtype)
+    out = np.empty((*a.shape[:2], b.shape[2]), a.dtype)
 
     def work(i: int, j: int) -> None:
         np.matmul(a[i:j], b[i:j], out=out[i:j])
@@ -96,23 +109,28 @@ def _product_scores_grad(g: np.ndarray, query: np.ndarray, memory: np.ndarray, p
     return _rows_times(dq, p["weight"].T), dk, {"weight": _weight_grad(query, dq)}
 
 # %% ../nbs/scores.ipynb #f6c65b78
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+@compiled(fastmath=_FUSED)
 def _additive_kernel(q, k, v, e):
     "Scores v . tanh(q + k) of each row of q (N, T, d) with each of k (N, S, d)."
-    for i, t, j in np.ndindex(e.shape):
-        a, b, total = q[i, t], k[i, j], e.dtype.type(0)
-        for u in range(v.size):
-            total += v[u] * _tanh(a[u] + b[u])
-        e[i, t, j] = total
+    _whole_vectors()
+    terms = np.empty((e.shape[2], v.size), v.dtype)
+    for i, t in np.ndindex(e.shape[:2]):
+        a = q[i, t]
+        for j in range(e.shape[2]):
+            row, b = terms[j], k[i, j]
+            for u in range(v.size):
+                row[u] = _tanh(a[u] + b[u])
+        for j in range(e.shape[2]):
+            e[i, t, j] = _dot(v, terms[j])
 
 # %% ../nbs/scores.ipynb #a7fc0666
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+@compiled(fastmath=_FUSED)
 def _additive_grad_kernel(grad, q, k, v, dq, dk, dv):
     "Adds the gradients by q, k and, for each example, v."
     for i, t, j in np.ndindex(grad.shape):
         a, b, g, one = q[i, t], k[i, j], grad[i, t, j], q.dtype.type(1)
         da, db, dc = dq[i, t], dk[i, j], dv[i]
-        if g != 0:
+        if g != 0:  # masked
             for u in range(v.size):
                 y = _tanh(a[u] + b[u])
                 d = g * v[u] * (one - y * y)
@@ -126,7 +144,7 @@ def _additive_scores(query: np.ndarray, memory: np.ndarray,
     "Scores v . tanh(W s + U h + b), and what the gradient needs."
     q, k = _rows_times(query, p["weight_q"].T), _rows_times(memory, p["weight_k"].T)
     q += p["bias"]
-    e = _empty((*query.shape[:2], memory.shape[1]), query.dtype)
+    e = np.empty((*query.shape[:2], memory.shape[1]), query.dtype)
     _spread(lambda i, j: _additive_kernel(q[i:j], k[i:j], p["v"], e[i:j]),
             len(e), e.size * q.shape[2])
     return e, (q, k)

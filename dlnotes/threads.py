@@ -9,10 +9,8 @@ import os
 import threading
 from collections.abc import Callable
 from itertools import accumulate, count
-from math import prod
 from operator import index
 from queue import SimpleQueue
-from sys import getrefcount
 
 import numpy as np
 
@@ -153,41 +151,7 @@ def _scratch(dtype: np.dtype, *lengths: int) -> list[np.ndarray]:
             for start, n in zip(starts, lengths)]
 
 # %% ../nbs/threads.ipynb #23aff20b
-def _references(memories: list[np.ndarray]) -> int:
-    "How many references Python counts to the first of these."
-    for memory in memories:
-        return getrefcount(memory)
-    return 0
-
-
-def _alone() -> int:
-    "What it counts where nobody else refers to it; 0, so that nothing is used twice, if unsure."
-    memories = [np.empty(8, np.uint8)]
-    alone = _references(memories)
-    view = memories[0].view()
-    return alone if _references(memories) == alone + 1 == 4 and view.size else 0
-
-
-_ALONE = _alone()
-
-
-def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    "As `numpy.empty`, large arrays in memory that this thread has had before and is free again."
-    size = prod(shape) * dtype.itemsize
-    if not 1 << 15 <= size <= _MOST // 4:
-        return np.empty(shape, dtype)
-    kept = _own.__dict__.setdefault("kept", {})
-    for memory in kept.setdefault(size, []):
-        if getrefcount(memory) == _ALONE:
-            break
-    else:
-        _own.total = getattr(_own, "total", 0) + size
-        if _own.total > _MOST:  # begin anew; what is in use stays with its users
-            kept.clear()
-            _own.total = size
-        memory = np.empty(size, np.uint8)
-        kept.setdefault(size, []).append(memory)
-    return memory.view(dtype).reshape(shape)
+_empty = np.empty  # for answers
 
 # %% ../nbs/threads.ipynb #3cb34aef
 def _lies_batch_last(images: np.ndarray) -> bool:

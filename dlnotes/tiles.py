@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 # %% auto #0
@@ -37,12 +38,18 @@ def _plain_dots(d, g, x, offsets, o, t, at, n):
     d[t:t + _VECTORS, o:o + _ROWS] += terms @ g[o:o + _ROWS, at:at + n].T
 
 # %% ../nbs/tiles.ipynb #d2ef7efc
+def _features() -> list[str]:
+    "What the processor can do that Numba compiles for: this one, or NUMBA_CPU_FEATURES."
+    wanted = vars(config)["CPU_FEATURES"]
+    return (get_host_cpu_features() if wanted is None else wanted).split(",")
+
+
 def _vectors() -> tuple[int, int]:
     "Bytes of a vector, and rows of a tile: with 3 vectors a row, the sums fit the registers."
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
+    features = _features()
+    if "+avx512f" in features:
         return 64, 8  # 32 registers: 24 sums, 3 terms, a weight
-    return (32, 4) if features.get("avx2") else (16, 4)
+    return (32, 4) if "+avx2" in features else (16, 4)
 
 
 _VECTORS = 3
@@ -102,9 +109,15 @@ class _Code:
         return self.pick(one, nothing, [0] * self.lanes)
 
 # %% ../nbs/tiles.ipynb #d0d275d3
+# The only `fastmath` flag of these kernels: a product and the sum that it goes into may be
+# one instruction, which rounds once instead of twice. Never "reassoc": it turns
+# (x - max) - log(sum) into x - (max + log(sum)). Sums have their order from `_dot` and `_total`.
+_FUSED = {"contract"}
+
+
 def _add_products(c: _Code, rows: list, columns: list, sums: list) -> list:
     "The sums of a tile, the product of row and column added to each."
-    pairs, fused = [(a, b) for a in rows for b in columns], {"flags": ("contract",)}
+    pairs, fused = [(a, b) for a in rows for b in columns], {"flags": tuple(_FUSED)}
     return [c.b.fadd(c.b.fmul(a, b, **fused), s, **fused) for (a, b), s in zip(pairs, sums)]
 
 
@@ -332,6 +345,88 @@ def _vector_turned_square(typingctx, y, x, i, j):
 
 
 _turned_square = _plain_turned_square if _uncompiled else _vector_turned_square
+
+# %% ../nbs/tiles.ipynb #88bce06c
+def _plain_dot(a, b):
+    "The sum of all a[i] b[i]."
+    return (a * b).sum()
+
+
+def _plain_total(a):
+    "The sum of all a[i]."
+    return a.sum()
+
+
+def _plain_greatest(a):
+    "The largest a[i], NaN left out; -infinity where there is none."
+    return np.fmax.reduce(a, initial=a.dtype.type(-np.inf))
+
+# %% ../nbs/tiles.ipynb #bf2fed42
+def _over_row(c: _Code, start: float, step: Callable, join: Callable) -> Any:
+    "All numbers of rows joined: lanes = step(lanes, *those of the arrays), lanes by join."
+    b, i64 = c.b, ir.IntType(64)
+    n, done = cgutils.unpack_tuple(b, c.arrays[0].shape)[0], i64(0)
+    empty = ir.Constant(c.vector, [ir.Constant(c.number, start)] * c.lanes)
+    sums = [cgutils.alloca_once_value(b, empty) for _ in range(4)]
+
+    def add(place, i, lanes):
+        terms = [c.load(c.move(a.data, i), lanes) for a in c.arrays]
+        b.store(step(b.load(place), *terms), place)
+
+    for together in (4, 1):
+        size = i64(together * c.lanes)
+        end = b.sub(n, b.srem(n, size))
+        with cgutils.for_range_slice(b, done, end, size, i64) as (i, _):
+            for k in range(together):
+                add(sums[k], b.add(i, i64(k * c.lanes)), c.lanes)
+        done = end
+    half, total = c.lanes, [b.load(s) for s in sums]
+    total = join(join(*total[:2]), join(*total[2:]))
+    while half > 1:
+        half //= 2
+        total = join(*(c.pick(total, total, list(range(k, k + half))) for k in (0, half)))
+        place = cgutils.alloca_once_value(b, total)
+        b.store(total, place)
+        rest = b.and_(n, i64(half))
+        with b.if_then(b.icmp_signed("!=", rest, i64(0))):
+            add(place, done, half)
+        done, total = b.add(done, rest), b.load(place)
+    return b.extract_element(total, ir.IntType(32)(0))
+
+
+def _row_kernels() -> tuple:
+    "Dot product of two rows; sum, and maximum of one: the numbers of each side by side."
+    if _uncompiled:
+        return _plain_dot, _plain_total, _plain_greatest
+
+    def emit(context, builder, signature, args, start, step, join):
+        c = _Code(context, builder, signature.args, args)
+        return _over_row(c, start, partial(step, c), partial(join, c))
+
+    def add(c, a, b):
+        return c.b.fadd(a, b)
+
+    def most(c, old, new):
+        return c.b.select(c.b.fcmp_ordered(">", new, old), new, old)
+
+    def more(c, total, a, b):
+        return _add_products(c, [a], [b], [total])[0]
+
+    @intrinsic
+    def dot(typingctx, a, b):
+        return a.dtype(a, b), partial(emit, start=0.0, step=more, join=add)
+
+    @intrinsic
+    def total(typingctx, a):
+        return a.dtype(a), partial(emit, start=0.0, step=add, join=add)
+
+    @intrinsic
+    def greatest(typingctx, a):
+        return a.dtype(a), partial(emit, start=-np.inf, step=most, join=most)
+    return dot, total, greatest
+
+
+_dot, _total, _greatest = _row_kernels()
 
 # %% ../nbs/tiles.ipynb #1f84a092
 def _plain_whole_vectors():

@@ -11,11 +11,14 @@ from dlnotes.tiles import (
     _PANEL,
     _ROWS,
     _VECTORS,
+    _dot,
     _dots,
+    _greatest,
     _narrow_tile,
     _product,
     _row_product,
     _tile,
+    _total,
 )
 
 
@@ -42,6 +45,11 @@ def _product_of(y, a, w, r, p):
 @compiled()
 def _row_product_of(y, a, w, r, p):
     _row_product(y, a, w, r, p)
+
+
+@compiled()
+def _over_rows(a, b):
+    return _dot(a, b), _total(a), _greatest(a)
 
 
 def close(got, wanted, terms):
@@ -109,11 +117,51 @@ def test_products(dtype, seed, terms, below, r, p, turned, more):
         assert ((got == 1) == (wanted == 1)).all()  # nothing written beside the tile
 
 
+@pytest.mark.kernel
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(0, 200), scale=st.integers(-30, 15))
+def test_over_rows(dtype, seed, n, scale):
+    """Sums of at most 5 + n / lanes roundings for each term: within 20 eps of all terms' size;
+    what lies before and after the row is not read."""
+    rng, eps = np.random.default_rng(seed), np.finfo(dtype).eps
+    rows = np.full((2, n + 2), np.nan, dtype)
+    rows[:, 1:-1] = np.ldexp(rng.standard_normal((2, n)), scale) + 100 * rng.integers(2)
+    a, b = rows[:, 1:-1].astype(np.longdouble)
+    dot, total, greatest = _over_rows(*rows[:, 1:-1])
+    assert abs(dot - (a * b).sum()) <= 20 * eps * abs(a * b).sum()
+    assert abs(total - a.sum()) <= 20 * eps * abs(a).sum()
+    assert greatest == max(a, default=-np.inf)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_over_rows_loses_no_infinity_and_no_nan(dtype):
+    "Wherever it stands; the maximum leaves NaN out."
+    for n in (1, 2, 5, 16, 31, 64, 100, 150):
+        for i in range(n):
+            a, ones = np.ones(n, dtype), np.ones(n, dtype)
+            a[i] = np.inf
+            assert _over_rows(a, ones) == (np.inf, np.inf, np.inf)
+            a[i] = -np.inf
+            assert _over_rows(a, ones) == (-np.inf, -np.inf, -np.inf if n == 1 else 1)
+            a[i] = np.nan
+            dot, total, greatest = _over_rows(a, ones)
+            assert np.isnan(dot) and np.isnan(total)
+            assert greatest == (-np.inf if n == 1 else 1)
+            a[i] = 2
+            assert _over_rows(a, ones) == (n + 1, n + 1, 2)
+
+
 @pytest.mark.parametrize("features, expected", [
-    ({"avx512f": True, "avx2": True}, (64, 8)), ({"avx512f": False, "avx2": True}, (32, 4)),
-    ({}, (16, 4))])
-def test_vectors_follow_the_processor(monkeypatch, features, expected):
-    monkeypatch.setattr(tiles.llvm, "get_host_cpu_features", lambda: features)
+    ("+sse4.2,+avx2,+avx512f", (64, 8)), ("-avx512f,+avx2", (32, 4)), ("+sse4.2,-avx2", (16, 4)),
+    ("", (16, 4))])
+def test_vectors_follow_the_processor_or_what_numba_is_told(monkeypatch, features, expected):
+    monkeypatch.setattr(tiles.config, "CPU_FEATURES", None)
+    monkeypatch.setattr(tiles, "get_host_cpu_features", lambda: features)
+    assert tiles._vectors() == expected
+    monkeypatch.setattr(tiles, "get_host_cpu_features", lambda: "+avx512f")
+    monkeypatch.setattr(tiles.config, "CPU_FEATURES", features)
     assert tiles._vectors() == expected
 
 
