@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .checking import _fitting, _input, as_float, compiled
+from .checking import _fitting, _input, as_float
 from .mlp import Layer, _random, _size
-from .threads import _empty, _spread
 
 # %% auto #0
 __all__ = ['conv_output_size', 'conv2d', 'conv2d_backward', 'Conv2d', 'max_pool2d', 'max_pool2d_backward', 'avg_pool2d',

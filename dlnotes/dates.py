@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from datetime import date
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +71,7 @@ class _Locale:
         return f"{self.code} {text}" if unclear else text
 
 # %% ../nbs/dates.ipynb #1e9d802f
-@lru_cache(maxsize=None)
+@cache
 def _locale(code: str) -> _Locale:
     "What Babel knows of a locale; ValueError where it knows nothing."
     try:

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .activations import log_softmax
 from .checking import _array, _count, _fits, _fitting
-from .decoding import _logits, beam_search
+from .decoding import _logits
 from .lstm import GRU, LSTM
 from .mlp import Composite, Linear, _size
 from .recurrent import _generator

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .activations import _by_rows, _each, _gelu, _length
+from .activations import _by_rows, _each, _gelu
 from .activations import _log_softmax_grad, _log_softmax_kernel
 from .activations import _relu_grad, _relu_kernel, _sigmoid_grad, _sigmoid_kernel
 from .activations import _softmax_grad, _softmax_kernel, _tanh_grad, _tanh_kernel

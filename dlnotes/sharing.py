@@ -9,7 +9,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -185,7 +185,7 @@ def _drive(words, n, pieces, helpers, *arguments):
     _share(words, _task(_kernel, arguments), n, pieces, helpers)  # noqa: F821
 
 
-@lru_cache(maxsize=None)
+@cache
 def _driver(kernel: Any) -> Any:
     "`_drive` for that kernel."
     plain = kernel.py_func

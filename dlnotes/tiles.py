@@ -283,7 +283,7 @@ def _make_lanes(step: Callable) -> Any:
     @intrinsic
     def over_rows(typingctx, lanes, rows):
         def code(context, builder, signature, args):
-            c, changed = _Code(context, builder, signature.args, args), []
+            c = _Code(context, builder, signature.args, args)
             places = [c.move(c.arrays[0].data, v * c.lanes) for v in range(_PANEL)]
 
             def body(j, old):

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from bench.measure import machine
 from dlnotes.dates import CharTokenizer, as_examples, date_splits
-from dlnotes.encoder_decoder import beam_search, greedy_decode
+from dlnotes.decoding import beam_search
+from dlnotes.encoder_decoder import greedy_decode
 from dlnotes.gradients import clip_grad_norm
 from dlnotes.losses import CrossEntropyLoss
 from dlnotes.optim import AdamW

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlnotes.attention import Attention, AttentionSeq2Seq, BahdanauSeq2Seq
-from dlnotes.encoder_decoder import beam_search, greedy_decode
+from dlnotes.decoding import beam_search
+from dlnotes.encoder_decoder import greedy_decode
 from dlnotes.losses import CrossEntropyLoss
 from dlnotes.optim import AdamW
 from dlnotes.training import fit, load, save

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlnotes.activations import log_softmax
-from dlnotes.encoder_decoder import Decoder, Encoder, Seq2Seq, beam_search, greedy_decode
+from dlnotes.decoding import beam_search
+from dlnotes.encoder_decoder import Decoder, Encoder, Seq2Seq, greedy_decode
 from dlnotes.losses import CrossEntropyLoss
 from dlnotes.optim import AdamW
 from dlnotes.training import fit, load, save
