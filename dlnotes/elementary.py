@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -408,10 +409,12 @@ def _exps_code(builder: Any, x: Any, kind: Any) -> Any:
     "`_exp` of each lane of `x`."
     real = np.float32 if kind.element == ir.FloatType() else np.float64
     info, fused = np.finfo(real), {"flags": ("contract",)}
-    number = lambda a: ir.Constant(kind, [float(real(a))] * _LANES)
-    times = lambda a, b: builder.fmul(a, b, **fused)
-    plus = lambda a, b: builder.fadd(a, b, **fused)
-    minus = lambda a, b: builder.fsub(a, b, **fused)
+    times, plus, minus = (partial(f, **fused)
+                          for f in (builder.fmul, builder.fadd, builder.fsub))
+
+    def number(a: Any) -> Any:
+        return ir.Constant(kind, [float(real(a))] * _LANES)
+
     word = ir.VectorType(ir.IntType(info.bits), _LANES)
     magic = number(1.5 * 2.0**info.nmant)
     t = plus(times(x, number(1 / _LN2)), magic)

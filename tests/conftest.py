@@ -3,7 +3,7 @@ import os
 import re
 from collections import Counter
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from tools import own_caches
 
@@ -15,6 +15,7 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")
 
 # no test asserts a time
 settings.register_profile("dlnotes", deadline=None)
+settings.register_profile("mutants", deadline=None, phases=[Phase.explicit, Phase.generate])
 settings.load_profile("dlnotes")
 
 

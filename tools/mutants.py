@@ -234,7 +234,8 @@ class Checks:
         notebook = Path("nbs") / f"{fault.module}.ipynb"
         cache = self.folder / (f"cache-{fault.start}" if fault.module in INLINED else "cache")
         files = self.tests.get(fault.module, [])
-        pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
+        pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        pytest += ["--hypothesis-profile=mutants", *files]
         cells = f"import sys; from tools.mutants import cells; sys.exit(cells({str(notebook)!r}))"
         try:
             planted(fault, self.tree)

@@ -88,8 +88,14 @@ def tried(name: str, wanted: list[str]) -> str:
         python = environment(name, wanted)
     except subprocess.CalledProcessError as error:
         return f"cannot be installed: {last_lines(error.stderr or '')}"
-    done = subprocess.run([python, "-m", "pytest", *BROKEN], cwd=REPO, env=within(python),
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, "-m", "pytest", *BROKEN],
+        cwd=REPO,
+        env=within(python),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return f"tests fail: {last_lines(done.stdout + done.stderr)}" if done.returncode else ""
 
 
@@ -131,7 +137,8 @@ def with_lowest(steps: list[str]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.versions", description=__doc__.split("\n")[0])
+        prog="python -m tools.versions", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("what", choices=["lowest", "pins"])
     parser.add_argument("steps", nargs="*", metavar="STEP", help="of tools.check, for `lowest`")
     options = parser.parse_args()
