@@ -118,7 +118,9 @@ def orthogonal(shape: Sequence[int], gain: float = 1.0, *,
     return (q if size[0] >= size[1] else q.T).reshape(shape).astype(dtype, order="C")
 
 # %% ../nbs/gradients.ipynb #fbadb042
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+# reassoc: the sum may be taken in any order, as vector code does (7 times as fast). All its
+# terms are squares: nothing cancels, and each order is right to n roundings of float64.
+@compiled(fastmath={"reassoc"})
 def _squares(g):
     "The sum of the squares, in float64."
     total = 0.0
