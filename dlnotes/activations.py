@@ -91,6 +91,7 @@ def _gelu_tanh_grad(x, grad, out):
         square = cubic * x[i] * x[i]
         t = _tanh(k * x[i] * (one + square))
         bend = half * x[i] * (one - t * t) * k * (one + three * square)
+        bend = bend if abs(t) < one else x.dtype.type(0)  # `square` may be infinite there
         out[i] = grad[i] * (half * (one + t) + bend)
 
 # %% ../nbs/activations.ipynb #25a57f7f
@@ -201,7 +202,7 @@ def _tops(rows: np.ndarray) -> np.ndarray:
     return top
 
 # %% ../nbs/activations.ipynb #6391776e
-@compiled()
+@compiled(forceinline=True)
 def _exp_row(row, largest, out):
     "exp(row - largest) into `out`; returns the sum."
     total, minus, none = _filled(row.dtype.type(0)), _filled(largest), row.dtype.type(-np.inf)
@@ -220,27 +221,28 @@ def _softmax_kernel(x, top, y):
         for i in range(start, end):
             totals[i - start] = x.dtype.type(1) / _exp_row(x[i], top[i], y[i])
         for i in range(start, end):
-            out, share = y[i], totals[i - start]
-            for j in range(out.size):
-                out[j] *= share
+            out, share = y[i], _filled(totals[i - start])
+            for j in range(0, out.size, _LANES):
+                _put(out, j, _lanes(out, j, top[i]) * share)
 
 
 @compiled()
 def _log_softmax_kernel(x, top, y):
     for i in range(x.shape[0]):
         row, out, largest = x[i], y[i], top[i]
-        log_total = _log(_exp_row(row, largest, out))
-        for j in range(row.size):
-            out[j] = (row[j] - largest) - log_total
+        log_total = _filled(_log(_exp_row(row, largest, out)))
+        for j in range(0, row.size, _LANES):
+            _put(out, j, (_lanes(row, j, largest) - _filled(largest)) - log_total)
 
 # %% ../nbs/activations.ipynb #63539c40
 @compiled()
 def _softmax_grad(y, grad, out):
+    zero = y.dtype.type(0)
     for i in range(y.shape[0]):
         p, g, o = y[i], grad[i], out[i]
-        total = _dot(g, p)
-        for j in range(p.size):
-            o[j] = p[j] * (g[j] - total)
+        total = _filled(_dot(g, p))
+        for j in range(0, p.size, _LANES):
+            _put(o, j, _lanes(p, j, zero) * (_lanes(g, j, zero) - total))
 
 
 @compiled()

@@ -57,7 +57,7 @@ def _scaled(x, c, f):
 
 @compiled()
 def _power(a):
-    "The power of two by which the positive `a` becomes 1/2 to 1; 1 for what is not positive, or no number."
+    "The power of two that makes 1/2 to 1 of `a`; 1 where `a` is not a positive number."
     if not 0 < a < np.inf:
         return 1.0
     return math.ldexp(1.0, -min(max(math.frexp(a)[1], -1000), 1000))
@@ -79,12 +79,14 @@ def _far_moments(x, c, eps):
 @compiled()
 def _channel_answer(x, k, mean, root, weight, bias, y, c):
     "Channel `k` of `x`, normalized, into channel `c` of `y`."
-    center, scale = x.dtype.type(mean), x.dtype.type(root * weight)
-    shift = x.dtype.type(bias + (center - mean) * root * weight)
+    real = x.dtype.type
+    at = real(mean)
+    shift = _filled(real(bias + (at - mean) * root * weight))
+    center, scale = _filled(at), _filled(real(root * weight))
     for i in range(x.shape[0] - 1, -1, -1):
         row, out = x[i, k], y[i, c]
-        for j in range(row.size):
-            out[j] = (row[j] - center) * scale + shift
+        for j in range(0, row.size, _LANES):
+            _put(out, j, (_lanes(row, j, at) - center) * scale + shift)
 
 
 @compiled()
@@ -132,12 +134,14 @@ def _channel_sums(x, k, grad, c, mean, root):
 def _channel_slope(x, k, grad, c, mean, root, scale, level, slope, dx):
     "Channel `c` of `dx`, from channel `k` of `x`."
     real = x.dtype.type
-    at, times, step = real(mean), real(scale), real(slope * root)
-    flat = real(level + slope * root * (at - mean))
+    at, zero = real(mean), real(0)
+    flat = _filled(real(level + slope * root * (at - mean)))
+    center, times, step = _filled(at), _filled(real(scale)), _filled(real(slope * root))
     for i in range(x.shape[0] - 1, -1, -1):
         row, g, out = x[i, k], grad[i, c], dx[i, c]
-        for j in range(row.size):
-            out[j] = times * (g[j] - flat - step * (row[j] - at))
+        for j in range(0, row.size, _LANES):
+            beside = _lanes(row, j, at) - center
+            _put(out, j, times * (_lanes(g, j, zero) - flat - step * beside))
 
 
 @compiled()
@@ -319,21 +323,21 @@ def _batch_norm_grad(grad: np.ndarray, x: np.ndarray, weight: np.ndarray,
     return _unplaned(dx, x.shape, last), sums
 
 # %% ../nbs/normalization.ipynb #40588c7d
-@compiled()
-def _row_moments(row):
-    "Mean and variance of a row."
-    at = row.dtype.type(_sum(row) / row.size)
+@compiled(forceinline=True)
+def _row_moments(row, share):
+    "Mean and variance of a row; `share`: 1 / its length."
+    at = _sum(row) * row.dtype.type(share)
     center = _filled(at)
     s = q = _filled(row.dtype.type(0))
     for j in range(0, row.size, _LANES):
         d = _lanes(row, j, at) - center
         s = s + d
         q = q + d * d
-    beside = _total(s) / row.size
-    return at + beside, max(_total(q) / row.size - beside * beside, 0.0)
+    beside = _total(s) * share
+    return at + beside, max(_total(q) * share - beside * beside, 0.0)
 
 
-@compiled()
+@compiled(forceinline=True)
 def _row_answer(row, mean, root, weight, bias, out):
     "A row, normalized."
     real = row.dtype.type
@@ -345,23 +349,29 @@ def _row_answer(row, mean, root, weight, bias, out):
 
 
 @compiled()
-def _row_norm(x, weight, bias, stats, eps, y, first, last):
-    "Rows of `x` (m, n); mean and 1 / deviation into `stats`."
-    low = np.float64(np.finfo(x.dtype).tiny) ** 0.75
+def _far_rows(x, weight, bias, stats, eps, y, first, last):
+    "Do those rows again that are too large or too small for sums of squares."
+    low, rows = np.float64(np.finfo(x.dtype).tiny) ** 0.375, x.reshape(1, x.shape[0], x.shape[1])
     for i in range(first, last):
-        mean, var = _row_moments(x[i])
-        root = 1 / np.sqrt(var + eps)
-        if low < var + eps < 1 / low:
-            stats[0, i], stats[1, i] = mean, root
-            _row_answer(x[i], mean, root, weight, bias, y[i])
-        else:
-            rows = x.reshape(1, x.shape[0], x.shape[1])
+        if not low < stats[1, i] < 1 / low:
             f, scaled, mean, var, root = _far_moments(rows, i, eps)
             stats[0, i], stats[1, i] = mean / f, root * f
             _row_answer(scaled[0, 0], mean, root, weight, bias, y[i])
 
-# %% ../nbs/normalization.ipynb #df11444b
+
 @compiled()
+def _row_norm(x, weight, bias, stats, eps, y, first, last):
+    "Rows of `x` (m, n); mean and 1 / deviation into `stats`."
+    share = 1 / x.shape[1]
+    for i in range(first, last):
+        row = x[i]
+        mean, var = _row_moments(row, share)
+        stats[0, i], stats[1, i] = mean, 1 / np.sqrt(var + eps)
+        _row_answer(row, mean, stats[1, i], weight, bias, y[i])
+    _far_rows(x, weight, bias, stats, eps, y, first, last)
+
+# %% ../nbs/normalization.ipynb #df11444b
+@compiled(forceinline=True)
 def _row_slope(row, g, weight, mean, root, scale, by_bias, by_weight, out):
     "The gradient by a row into `out`; those by bias and weight are added to theirs."
     real = row.dtype.type
@@ -375,11 +385,24 @@ def _row_slope(row, g, weight, mean, root, scale, by_bias, by_weight, out):
         scaled = slope * _lanes(weight, j, zero)
         s = s + scaled
         q = q + scaled * normed
-    flat, step, times = real(_total(s) * share), real(_total(q) * share), real(scale)
-    base = real((at - mean) * root)
-    for j in range(row.size):
-        normed = (row[j] - at) * real(root) + base
-        out[j] = times * (g[j] * weight[j] - flat - step * normed)
+    level, steep = _filled(real(_total(s) * share)), _filled(real(_total(q) * share))
+    times = _filled(real(scale))
+    for j in range(0, row.size, _LANES):
+        normed = (_lanes(row, j, at) - center) * factor + beside
+        scaled = _lanes(g, j, zero) * _lanes(weight, j, zero)
+        _put(out, j, times * (scaled - level - steep * normed))
+
+
+@compiled()
+def _far_rows_grad(x, grad, weight, stats, dx, by_bias, by_weight, first, last):
+    "Those rows that `_row_norm_grad` left out."
+    low, rows = np.float64(np.finfo(x.dtype).tiny) ** 0.375, x.reshape(1, x.shape[0], x.shape[1])
+    for i in range(first, last):
+        mean, root = stats[0, i], stats[1, i]
+        if not low < root < 1 / low:
+            f = 1 / _power(root)
+            _row_slope(_scaled(rows, i, f)[0, 0], grad[i], weight, mean * f, root / f, root,
+                       by_bias, by_weight, dx[i])
 
 
 @compiled()
@@ -388,20 +411,18 @@ def _row_norm_grad(x, grad, weight, stats, dx, sums, first, last):
     by_bias, by_weight = np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
     own = sums[-(-first * len(sums) // max(1, len(x)))]
     low = np.float64(np.finfo(x.dtype).tiny) ** 0.375
-    for i in range(first, last):
-        mean, root = stats[0, i], stats[1, i]
-        if low < root < 1 / low:
-            _row_slope(x[i], grad[i], weight, mean, root, root, by_bias, by_weight, dx[i])
-        else:
-            f = 1 / _power(root)
-            near = _scaled(x.reshape(1, x.shape[0], x.shape[1]), i, f)[0, 0]
-            _row_slope(near, grad[i], weight, mean * f, root / f, root,
-                       by_bias, by_weight, dx[i])
-        if i % 64 == 63 or i == last - 1:
-            for j in range(x.shape[1]):
-                own[0, j] += by_bias[j]
-                own[1, j] += by_weight[j]
-                by_bias[j] = by_weight[j] = 0
+    high = 1 / low
+    for start in range(first, last, 64):
+        end = min(start + 64, last)
+        for i in range(start, end):
+            mean, root = stats[0, i], stats[1, i]
+            if low < root < high:
+                _row_slope(x[i], grad[i], weight, mean, root, root, by_bias, by_weight, dx[i])
+        _far_rows_grad(x, grad, weight, stats, dx, by_bias, by_weight, start, end)
+        for j in range(x.shape[1]):
+            own[0, j] += by_bias[j]
+            own[1, j] += by_weight[j]
+            by_bias[j] = by_weight[j] = 0
 
 # %% ../nbs/normalization.ipynb #20f65cd7
 def _layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray,
