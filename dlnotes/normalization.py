@@ -37,8 +37,8 @@ def _moments(x, c):
                 q = q + d * d
                 j += _LANES
             if held >= _BLOCK or i == x.shape[0] - 1:
-                total += _total(s)
-                squares += _total(q)
+                total += np.float64(_total(s))
+                squares += np.float64(_total(q))
                 s = q = zero
                 held = 0
     beside = total / n
@@ -123,8 +123,8 @@ def _channel_sums(x, k, grad, c, mean, root):
                 q = q + slope * ((_lanes(row, j, at) - center) * scale)
                 j += _LANES
             if held >= _BLOCK or i == x.shape[0] - 1:
-                total += _total(s)
-                products += _total(q)
+                total += np.float64(_total(s))
+                products += np.float64(_total(q))
                 s = q = none
                 held = 0
     return total, products + (at - mean) * root * total
@@ -260,7 +260,8 @@ def _column_norm_grad(x, grad, weight, stats, of_batch, dx, sums, first, last):
         _add_up(level, pixels, totals[0])
         _add_up(slope, pixels, totals[1])
     for c in range(first, last):
-        total, root, beside = totals[0, c - first], stats[2, c], at[c * pixels - start] - stats[0, c]
+        total, root = totals[0, c - first], stats[2, c]
+        beside = at[c * pixels - start] - stats[0, c]
         products = totals[1, c - first] + beside * root * total
         sums[0, c], sums[1, c] = total, products
         for j in range(c * pixels - start, (c + 1) * pixels - start):
@@ -333,8 +334,8 @@ def _row_moments(row, share):
         d = _lanes(row, j, at) - center
         s = s + d
         q = q + d * d
-    beside = _total(s) * share
-    return at + beside, max(_total(q) * share - beside * beside, 0.0)
+    beside = np.float64(_total(s)) * share
+    return at + beside, max(np.float64(_total(q)) * share - beside * beside, 0.0)
 
 
 @compiled(forceinline=True)

@@ -26,7 +26,7 @@ erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def numbers(draw, dtype, shape, special=True, top=1.0):
-    "Normal numbers times a power of two from the whole range, with an offset and odd ones among them."
+    "Normal numbers, by chance with an offset, at a scale from the whole range, or with odd ones."
     info = np.finfo(dtype)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     x = rng.standard_normal(shape)

@@ -1,4 +1,4 @@
-"""How far an answer may be from the right one: a bound for each number, and what lies beyond the dtype."""
+"""How far an answer may be from the right one, at each number and beyond those of the dtype."""
 import numpy as np
 
 
