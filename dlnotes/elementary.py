@@ -14,6 +14,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, overload, register_jitable, register_model
 
 # %% auto #0
@@ -332,8 +333,16 @@ def _lanes(a, start, fill):
     return vector
 
 
+def _contiguous(a: Any) -> None:
+    "Vectors are read and written as if all numbers stood side by side."
+    if a.layout != "C" or a.ndim != 1:
+        raise TypingError(f"expected a contiguous (n,) array, got {a}")
+
+
 @overload(_lanes, jit_options=_OPTIONS)
 def _lanes_compiled(a, start, fill):
+    _contiguous(a)
+
     def lanes(a, start, fill):
         return _whole(a, start) if start + _LANES <= a.size else _rest(a, start, fill)
     return lanes
@@ -347,6 +356,8 @@ def _put(a, start, v):
 
 @overload(_put, jit_options=_OPTIONS)
 def _put_compiled(a, start, v):
+    _contiguous(a)
+
     def put(a, start, v):
         if start + _LANES <= a.size:
             _put_whole(a, start, v)

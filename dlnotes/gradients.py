@@ -305,7 +305,7 @@ class LayerNorm(Layer):
     def _affine(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Weight and bias as rows, also where there are none."
         plain = {"weight": np.ones, "bias": np.zeros}
-        rows = [self.params[name].reshape(-1) if name in self.params
+        rows = [self.params[name].ravel() if name in self.params
                 else f(x.shape[1], x.dtype) for name, f in plain.items()]
         return (_fitting(rows[0], x.shape[1:], x.dtype, "weight"),
                 _fitting(rows[1], x.shape[1:], x.dtype, "bias"))

@@ -101,8 +101,8 @@ def _pointwise(kernel: Any, answer: np.ndarray, target: Any,
     if target.shape != answer.shape:
         raise ValueError(f"target: expected shape {answer.shape}, got {target.shape}")
     grad = _empty(answer.shape, answer.dtype)
-    total = kernel(answer.reshape(-1), target.reshape(-1), answer.dtype.type(1 / n),
-                   grad.reshape(-1))
+    flat = (np.ascontiguousarray(a).reshape(-1) for a in (answer, target))
+    total = kernel(*flat, answer.dtype.type(1 / n), grad.reshape(-1))
     return float(total) / n, grad
 
 # %% ../nbs/losses.ipynb #ad54fcfa
