@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike
 
 from .activations import _exp_row, _tops
 from .checking import _count, _input, _real, as_float, as_labels, compiled
-from .elementary import _BLOCK, _LANES, _exp, _filled, _lanes, _log1p, _total, _wide
+from .elementary import (_BLOCK, _LANES, _exp, _filled, _lanes, _log1p, _put, _total,
+                                _wide)
 from .threads import _empty, _spread
 
 # %% auto #0
@@ -74,12 +75,11 @@ def _bce_kernel(z, y, scale, grad):
 @compiled()
 def _mse_kernel(x, y, scale, grad):
     "The sum of the squared differences; `grad` becomes `scale` times their slopes."
-    zero, two, sums = x.dtype.type(0), x.dtype.type(2), _filled(0.0)
+    zero, sums, factor = x.dtype.type(0), _filled(0.0), _filled(scale * x.dtype.type(2))
     for i in range(0, x.size, _LANES):
-        difference = _wide(_lanes(x, i, zero)) - _wide(_lanes(y, i, zero))
-        sums = sums + difference * difference
-    for i in range(x.size):
-        grad[i] = scale * two * (x[i] - y[i])
+        difference = _lanes(x, i, zero) - _lanes(y, i, zero)
+        _put(grad, i, factor * difference)
+        sums = sums + _wide(difference) * _wide(difference)
     return _total(sums)
 
 # %% ../nbs/losses.ipynb #f750b95a

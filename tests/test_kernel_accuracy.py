@@ -297,7 +297,8 @@ def test_binary_cross_entropy_and_squared_error(dtype):
         total = np.array(losses._mse_kernel(z, y, scale, grad))
         if (abs(a) < 1e150).all():
             exact = ((a - b)**2).sum()
-            assert near(total, exact, (z.size / 16 + 10) * 2.3e-16 * exact)
+            bound = (2 * eps + (z.size / 16 + 10) * 2.3e-16) * exact
+            assert near(total, exact, bound)
         assert near(grad, scale * 2 * (a - b), 2 * eps * scale * 2 * abs(a - b)).all()
     check()
 
