@@ -2,6 +2,7 @@
 # make test    everything that CI checks          make serve    the book on http://localhost:8000
 # make claims  every chapter executed under other numerics: an hour or less
 # make mutants small faults planted in kernels and gradients: do the checks find them?
+# make lowest  `make test` with the lowest versions that settings.ini admits (PYTHON: a Python 3.10)
 # make lint, notebooks, ...    one step of `make test` (tools/check.py lists them)
 # make outputs all notebooks executed afresh      make bench    speed beside other programs
 # make experiments   the runs that take longer, whose results the chapters show
@@ -18,7 +19,7 @@ comma := ,
 # each call of `say` prints one line of progress
 say = @printf '== %s\n' "$(1)"
 
-.PHONY: book test claims mutants $(STEPS) outputs serve bench experiments clean
+.PHONY: book test claims mutants lowest $(STEPS) outputs serve bench experiments clean
 .DEFAULT_GOAL := book
 
 $(READY): settings.ini setup.py pyproject.toml
@@ -63,6 +64,9 @@ claims: $(READY)
 
 mutants: $(READY)
 	@python -m tools.mutants
+
+lowest:
+	@$(PYTHON) -m tools.versions lowest
 
 outputs: $(READY)
 	@nbdev_export

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .checking import _fitting, as_float, compiled
-from .elementary import _erf, _exp, _sigmoid, _tanh
+from .elementary import (_LANES, _dot, _erf, _exp, _exps, _filled, _lanes, _log,
+                                _put, _sigmoid, _sum, _tanh, _total)
 from .threads import _batch_first, _batch_last, _empty, _lies_batch_last, _spread
 
 # %% auto #0
@@ -19,52 +20,52 @@ __all__ = ['sigmoid', 'sigmoid_backward', 'tanh', 'tanh_backward', 'relu', 'relu
            'softmax_backward', 'log_softmax', 'log_softmax_backward']
 
 # %% ../nbs/activations.ipynb #ea8f2a6c
-@compiled(fastmath={"contract", "nsz"})
+@compiled()
 def _sigmoid_kernel(x, y):
     for i in range(x.size):
         y[i] = _sigmoid(x[i])
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled()
 def _tanh_kernel(x, y):
     for i in range(x.size):
         y[i] = _tanh(x[i])
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled()
 def _relu_kernel(x, y):
     for i in range(x.size):
         y[i] = max(x[i], x.dtype.type(0))
 
 # %% ../nbs/activations.ipynb #fc648e9e
-@compiled(fastmath={"contract", "nsz"})
+@compiled()
 def _sigmoid_grad(y, grad, out):
     one = y.dtype.type(1)
     for i in range(y.size):
         out[i] = grad[i] * y[i] * (one - y[i])
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled()
 def _tanh_grad(y, grad, out):
     one = y.dtype.type(1)
     for i in range(y.size):
         out[i] = grad[i] * (one - y[i] * y[i])
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled()
 def _relu_grad(y, grad, out):
     for i in range(y.size):
         out[i] = grad[i] if y[i] > 0 else y.dtype.type(0)
 
 # %% ../nbs/activations.ipynb #56cf51ff
-@compiled(fastmath={"contract", "nsz"})
+@compiled()
 def _gelu_kernel(x, y):
     half, one, root = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(0.5**0.5)
     for i in range(x.size):
         y[i] = half * x[i] * (one + _erf(root * x[i]))
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled()
 def _gelu_grad(x, grad, out):
     half, one, root = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(0.5**0.5)
     top = x.dtype.type((2 * np.pi) ** -0.5)
@@ -73,7 +74,7 @@ def _gelu_grad(x, grad, out):
         out[i] = grad[i] * (share + x[i] * top * _exp(-half * x[i] * x[i]))
 
 # %% ../nbs/activations.ipynb #6152a5c9
-@compiled(fastmath={"contract", "nsz"})
+@compiled()
 def _gelu_tanh_kernel(x, y):
     half, one = x.dtype.type(0.5), x.dtype.type(1)
     k, cubic = x.dtype.type((2 / np.pi) ** 0.5), x.dtype.type(0.044715)
@@ -82,7 +83,7 @@ def _gelu_tanh_kernel(x, y):
         y[i] = half * x[i] * (one + _tanh(inner))
 
 
-@compiled(fastmath={"contract", "nsz"})
+@compiled()
 def _gelu_tanh_grad(x, grad, out):
     half, one, three = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(3)
     k, cubic = x.dtype.type((2 / np.pi) ** 0.5), x.dtype.type(0.044715)
@@ -90,6 +91,7 @@ def _gelu_tanh_grad(x, grad, out):
         square = cubic * x[i] * x[i]
         t = _tanh(k * x[i] * (one + square))
         bend = half * x[i] * (one - t * t) * k * (one + three * square)
+        bend = bend if abs(t) < one else x.dtype.type(0)  # `square` may be infinite there
         out[i] = grad[i] * (half * (one + t) + bend)
 
 # %% ../nbs/activations.ipynb #25a57f7f
@@ -200,52 +202,58 @@ def _tops(rows: np.ndarray) -> np.ndarray:
     return top
 
 # %% ../nbs/activations.ipynb #6391776e
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+@compiled(forceinline=True)
+def _exp_row(row, largest, out):
+    "exp(row - largest) into `out`; returns the sum."
+    total, minus, none = _filled(row.dtype.type(0)), _filled(largest), row.dtype.type(-np.inf)
+    for j in range(0, row.size, _LANES):
+        e = _exps(_lanes(row, j, none) - minus)
+        total = total + e
+        _put(out, j, e)
+    return _total(total)
+
+
+@compiled()
 def _softmax_kernel(x, top, y):
     totals = np.empty(4, x.dtype)
     for start in range(0, x.shape[0], 4):
         end = min(start + 4, x.shape[0])
         for i in range(start, end):
-            row, out, largest, total = x[i], y[i], top[i], x.dtype.type(0)
-            for j in range(row.size):
-                out[j] = _exp(row[j] - largest)
-                total += out[j]
-            totals[i - start] = x.dtype.type(1) / total
+            totals[i - start] = x.dtype.type(1) / _exp_row(x[i], top[i], y[i])
         for i in range(start, end):
-            out, share = y[i], totals[i - start]
-            for j in range(out.size):
-                out[j] *= share
+            out, share = y[i], _filled(totals[i - start])
+            for j in range(0, out.size, _LANES):
+                _put(out, j, _lanes(out, j, top[i]) * share)
 
 
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+@compiled()
 def _log_softmax_kernel(x, top, y):
     for i in range(x.shape[0]):
-        row, out, total = x[i], y[i], x.dtype.type(0)
-        for j in range(row.size):
-            total += _exp(row[j] - top[i])
-        log_total = np.log(total)
-        for j in range(row.size):
-            out[j] = (row[j] - top[i]) - log_total
+        row, out, largest = x[i], y[i], top[i]
+        log_total = _filled(_log(_exp_row(row, largest, out)))
+        for j in range(0, row.size, _LANES):
+            _put(out, j, (_lanes(row, j, largest) - _filled(largest)) - log_total)
 
 # %% ../nbs/activations.ipynb #63539c40
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+@compiled()
 def _softmax_grad(y, grad, out):
+    zero = y.dtype.type(0)
     for i in range(y.shape[0]):
-        p, g, o, total = y[i], grad[i], out[i], y.dtype.type(0)
-        for j in range(p.size):
-            total += g[j] * p[j]
-        for j in range(p.size):
-            o[j] = p[j] * (g[j] - total)
+        p, g, o = y[i], grad[i], out[i]
+        total = _filled(_dot(g, p))
+        for j in range(0, p.size, _LANES):
+            _put(o, j, _lanes(p, j, zero) * (_lanes(g, j, zero) - total))
 
 
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+@compiled()
 def _log_softmax_grad(y, grad, out):
+    zero = y.dtype.type(0)
     for i in range(y.shape[0]):
-        log_p, g, o, total = y[i], grad[i], out[i], y.dtype.type(0)
-        for j in range(log_p.size):
-            total += g[j]
-        for j in range(log_p.size):
-            o[j] = g[j] - _exp(log_p[j]) * total
+        log_p, g, o = y[i], grad[i], out[i]
+        total = _filled(_sum(g))
+        for j in range(0, log_p.size, _LANES):
+            p = _exps(_lanes(log_p, j, zero))
+            _put(o, j, _lanes(g, j, zero) - p * total)
 
 # %% ../nbs/activations.ipynb #6364cd68
 def _by_rows(kernel: Any, x: np.ndarray, dim: int,

@@ -48,15 +48,15 @@ def _plain_step_back(cell, grads, kept):
         dc = grads[1] + dh * o * (1 - tanh**2)
         d = np.concatenate([dc * g * i * (1 - i), dc * before * f * (1 - f),
                             dc * i * (1 - g**2), dh * tanh * o * (1 - o)], axis=1)
-        return d, d, (0 * dh, dc * f)
+        return d, d, (np.zeros_like(dh), dc * f)
     if cell == "gru":
         r, z, n, bn, before = kept
         dn = dh * (1 - z) * (1 - n**2)
         dr, dz = dn * bn * r * (1 - r), dh * (before - n) * z * (1 - z)
         return np.hstack([dr, dz, dn]), np.hstack([dr, dz, dn * r]), (dh * z,)
     h, = kept
-    d = dh * (1 - h**2) if cell == "tanh" else dh * (h > 0)
-    return d, d, (0 * dh,)
+    d = dh * (1 - h**2) if cell == "tanh" else np.where(h <= 0, 0, dh)
+    return d, d, (np.zeros_like(dh),)
 
 # %% ../nbs/cells.ipynb #022a7f3b
 def _plain_forward(cell, x, state, weights, mask=None, reverse=False):
@@ -205,7 +205,7 @@ def _rnn_back(cell, d, dh, h):
     one, zero = h.dtype.type(1), h.dtype.type(0)
     if cell == _RELU:
         for u in range(h.size):
-            d[u] = dh[u] if h[u] > 0 else zero
+            d[u] = zero if h[u] <= zero else dh[u]
     else:
         for u in range(h.size):
             d[u] = dh[u] * (one - h[u] * h[u])

@@ -5,11 +5,17 @@
 # %% ../nbs/elementary.ipynb #5cd4b6d2
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numba.extending import overload, register_jitable
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.extending import intrinsic, models, overload, register_jitable, register_model
 
 # %% auto #0
 __all__ = []
@@ -212,3 +218,249 @@ def _log1p(real):
         lost = x - (u - one)
         return _log(u) if u - one == x else _log(u) + lost / u
     return log1p
+
+# %% ../nbs/elementary.ipynb #5a3f01c3
+_LANES = 16  # float32 numbers in the longest vectors of today
+_BLOCK = 64 * _LANES  # numbers of an array that are added up in its own dtype
+
+# %% ../nbs/elementary.ipynb #5a3f01c5
+class _Vector(types.Type):
+    "So many numbers of a kind as there are lanes."
+    def __init__(self, number: Any):
+        self.number = number
+        super().__init__(name=f"vector of {number}")
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any):
+        number = manager.lookup(kind.number).get_value_type()
+        super().__init__(manager, kind, ir.VectorType(number, _LANES))
+
+
+def _arithmetic(operation: Callable, instruction: str) -> None:
+    "Let kernels do that operation on two vectors."
+    @intrinsic
+    def on_vectors(_, x, y):
+        def emit(context, builder, signature, values):
+            return getattr(builder, instruction)(*values)
+        return x(x, y), emit
+
+    @overload(operation, jit_options=_OPTIONS)
+    def _of_vectors(x, y):
+        if isinstance(x, _Vector) and x == y:
+            return lambda x, y: on_vectors(x, y)
+
+
+_arithmetic(operator.add, "fadd")
+_arithmetic(operator.sub, "fsub")
+_arithmetic(operator.mul, "fmul")
+
+# %% ../nbs/elementary.ipynb #5a3f01c7
+def _same(builder: Any, number: Any) -> Any:
+    "A vector of one number in all lanes."
+    kind = ir.VectorType(number.type, _LANES)
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.IntType(32)(0))
+    places = ir.VectorType(ir.IntType(32), _LANES)
+    return builder.shuffle_vector(one, one, ir.Constant(places, [0] * _LANES))
+
+
+@intrinsic
+def _whole(_, a, start):
+    "The numbers of `a` from `start` on, if there are enough."
+    def emit(context, builder, signature, values):
+        kind = context.get_value_type(signature.return_type)
+        data = context.make_array(a)(context, builder, values[0]).data
+        at = builder.bitcast(builder.gep(data, [values[1]]), kind.as_pointer())
+        vector = builder.load(at)
+        vector.align = a.dtype.bitwidth // 8
+        return vector
+    return _Vector(a.dtype)(a, types.int64), emit
+
+
+def _there(context: Any, builder: Any, a: Any, array: Any, start: Any) -> tuple[Any, Any, Any]:
+    "The address of the numbers of an array from `start` on, its alignment, which lanes exist."
+    word, array = ir.IntType(32), context.make_array(a)(context, builder, array)
+    kind = context.get_value_type(_Vector(a.dtype)).as_pointer()
+    at = builder.bitcast(builder.gep(array.data, [start]), kind)
+    n = builder.trunc(builder.sub(builder.extract_value(array.shape, 0), start), word)
+    lane = ir.Constant(ir.VectorType(word, _LANES), list(range(_LANES)))
+    return at, word(a.dtype.bitwidth // 8), builder.icmp_signed("<", lane, _same(builder, n))
+
+
+def _masked(builder: Any, name: str, returned: Any, kind: Any, arguments: list) -> Any:
+    "Call LLVM's masked `name` for vectors of that kind."
+    bits = 32 if kind.element == ir.FloatType() else 64
+    code = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(returned, [a.type for a in arguments]),
+        f"llvm.masked.{name}.v{_LANES}f{bits}.p0")
+    return builder.call(code, arguments)
+
+
+@intrinsic
+def _rest(_, a, start, fill):
+    "The numbers of `a` from `start` on, as far as there are any."
+    def emit(context, builder, signature, values):
+        place = _there(context, builder, a, *values[:2])
+        otherwise = _same(builder, values[2])
+        return _masked(builder, "load", otherwise.type, otherwise.type, [*place, otherwise])
+    return _Vector(a.dtype)(a, types.int64, a.dtype), emit
+
+
+@intrinsic
+def _put_whole(_, a, start, v):
+    def emit(context, builder, signature, values):
+        data = context.make_array(a)(context, builder, values[0]).data
+        at = builder.bitcast(builder.gep(data, [values[1]]), values[2].type.as_pointer())
+        builder.store(values[2], at).align = a.dtype.bitwidth // 8
+        return context.get_dummy_value()
+    return types.void(a, types.int64, v), emit
+
+
+@intrinsic
+def _put_rest(_, a, start, v):
+    def emit(context, builder, signature, values):
+        at, size, there = _there(context, builder, a, *values[:2])
+        _masked(builder, "store", ir.VoidType(), values[2].type, [values[2], at, size, there])
+        return context.get_dummy_value()
+    return types.void(a, types.int64, v), emit
+
+
+def _lanes(a, start, fill):
+    "The numbers of the contiguous `a` from `start` on, a vector full; `fill` beyond its end."
+    vector, part = np.full(_LANES, fill, a.dtype), a[start:start + _LANES]
+    vector[:part.size] = part
+    return vector
+
+
+def _contiguous(a: Any) -> None:
+    "Vectors are read and written as if all numbers stood side by side."
+    if a.layout != "C" or a.ndim != 1:
+        raise TypingError(f"expected a contiguous (n,) array, got {a}")
+
+
+@overload(_lanes, jit_options=_OPTIONS)
+def _lanes_compiled(a, start, fill):
+    _contiguous(a)
+
+    def lanes(a, start, fill):
+        return _whole(a, start) if start + _LANES <= a.size else _rest(a, start, fill)
+    return lanes
+
+
+def _put(a, start, v):
+    "The vector into the contiguous `a` from `start` on; nothing beyond its end."
+    part = a[start:start + _LANES]
+    part[:] = v[:part.size]
+
+
+@overload(_put, jit_options=_OPTIONS)
+def _put_compiled(a, start, v):
+    _contiguous(a)
+
+    def put(a, start, v):
+        if start + _LANES <= a.size:
+            _put_whole(a, start, v)
+        else:
+            _put_rest(a, start, v)
+    return put
+
+# %% ../nbs/elementary.ipynb #5a3f01c8
+def _filled(x):
+    "A vector of `x` in all lanes."
+    return np.full(_LANES, x)
+
+
+def _wide(v):
+    "The vector in float64."
+    return v.astype(np.float64)
+
+
+def _total(v):
+    "The sum over the lanes: the two halves added, again and again."
+    while v.size > 1:
+        v = v[:v.size // 2] + v[v.size // 2:]
+    return v[0]
+
+
+def _as_instructions(function: Callable, returned: Callable, emit: Callable) -> None:
+    "What kernels do at a call of `function`."
+    @intrinsic
+    def compiled(_, x):
+        def code(context, builder, signature, values):
+            return emit(builder, values[0], context.get_value_type(signature.return_type))
+        return returned(x)(x), code
+
+    @overload(function, jit_options=_OPTIONS)
+    def _choose(x):
+        return lambda x: compiled(x)
+
+
+def _halved(builder: Any, v: Any, _: Any) -> Any:
+    while (n := v.type.count // 2) > 0:
+        kind = ir.VectorType(ir.IntType(32), n)
+        low, high = (builder.shuffle_vector(v, v, ir.Constant(kind, list(range(i, i + n))))
+                     for i in (0, n))
+        v = builder.fadd(low, high)
+    return builder.extract_element(v, ir.IntType(32)(0))
+
+
+_as_instructions(_filled, _Vector, lambda builder, x, kind: _same(builder, x))
+_as_instructions(_wide, lambda v: _Vector(types.float64), lambda builder, v, kind: (
+    v if v.type == kind else builder.fpext(v, kind)))
+_as_instructions(_total, lambda v: v.number, _halved)
+
+# %% ../nbs/elementary.ipynb #5a3f01cd
+def _exps(v):
+    "The exponential of each lane."
+    return np.array([_exp(x) for x in v])
+
+
+def _exps_code(builder: Any, x: Any, kind: Any) -> Any:
+    "`_exp` of each lane of `x`."
+    real = np.float32 if kind.element == ir.FloatType() else np.float64
+    info, fused = np.finfo(real), {"flags": ("contract",)}
+    times, plus, minus = (partial(f, **fused)
+                          for f in (builder.fmul, builder.fadd, builder.fsub))
+
+    def number(a: Any) -> Any:
+        return ir.Constant(kind, [float(real(a))] * _LANES)
+
+    word = ir.VectorType(ir.IntType(info.bits), _LANES)
+    magic = number(1.5 * 2.0**info.nmant)
+    t = plus(times(x, number(1 / _LN2)), magic)
+    k, (ln2, rest) = minus(t, magic), map(number, _split_ln2(info))
+    r = minus(minus(x, times(k, ln2)), times(k, rest))
+    q = number(_EXP[real][-1])
+    for c in _EXP[real][-2::-1]:
+        q = plus(times(q, r), number(c))
+    s = plus(r, times(times(r, r), q))
+    power = builder.shl(builder.bitcast(t, word), ir.Constant(word, [info.nmant] * _LANES))
+    y = builder.bitcast(plus(number(1), s), word)
+    y = builder.bitcast(builder.add(y, power), kind)
+    least, most = (number(np.log(float(a))) for a in (info.tiny, info.max))
+    y = builder.select(builder.fcmp_ordered(">", x, least), y, number(0))
+    return builder.select(builder.fcmp_ordered("<", x, most), y, plus(x, number(np.inf)))
+
+
+_as_instructions(_exps, lambda v: v, _exps_code)
+
+# %% ../nbs/elementary.ipynb #5a3f01ca
+@register_jitable(**_OPTIONS)
+def _sum(a):
+    "The sum of the contiguous (n,) array, in its dtype."
+    zero = a.dtype.type(0)
+    total = _filled(zero)
+    for j in range(0, a.size, _LANES):
+        total = total + _lanes(a, j, zero)
+    return _total(total)
+
+
+@register_jitable(**_OPTIONS)
+def _dot(a, b):
+    "The sum of the products of two contiguous (n,) arrays, in their dtype."
+    zero = a.dtype.type(0)
+    total = _filled(zero)
+    for j in range(0, a.size, _LANES):
+        total = total + _lanes(a, j, zero) * _lanes(b, j, zero)
+    return _total(total)

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 
 from .checking import _fitting, _input, _instance, _real, compiled
 from .mlp import Layer, _random, _size
+from .elementary import _LANES, _filled, _lanes, _total, _wide
 from .normalization import _batch_norm, _batch_norm_grad
 from .normalization import _layer_norm, _layer_norm_grad
 from .recurrent import _flag
@@ -118,13 +119,14 @@ def orthogonal(shape: Sequence[int], gain: float = 1.0, *,
     return (q if size[0] >= size[1] else q.T).reshape(shape).astype(dtype, order="C")
 
 # %% ../nbs/gradients.ipynb #fbadb042
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+@compiled()
 def _squares(g):
     "The sum of the squares, in float64."
-    total = 0.0
-    for i in range(g.size):
-        total += np.float64(g[i]) * np.float64(g[i])
-    return total
+    total, zero = _filled(0.0), g.dtype.type(0)
+    for i in range(0, g.size, _LANES):
+        part = _wide(_lanes(g, i, zero))
+        total = total + part * part
+    return _total(total)
 
 
 def _norm(g: np.ndarray) -> float:
@@ -166,10 +168,9 @@ def clip_grad_norm(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
 @compiled()
 def _follow(mean, var, stats, share, widen):
     "Move running statistics by `share` to those of a batch; `widen`: n / (n - 1)."
-    part, factor = mean.dtype.type(share), mean.dtype.type(widen)
     for c in range(mean.size):
-        mean[c] += part * (stats[0, c] - mean[c])
-        var[c] += part * (stats[1, c] * factor - var[c])
+        mean[c] += share * (stats[0, c] - mean[c])
+        var[c] += share * (stats[1, c] * widen - var[c])
 
 
 class BatchNorm(Layer):
@@ -213,7 +214,7 @@ class BatchNorm(Layer):
         running = None if of_batch else list(self.buffers.values())[:2]
         y, stats = _batch_norm(x, *self._affine(x), self.eps, running)
         if self.training and self.buffers:
-            self._follow(stats, x.size // self.num_features)
+            self._follow(stats, x.size // self.num_features, x.dtype)
         return y, (x, stats, of_batch)
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
@@ -242,13 +243,13 @@ class BatchNorm(Layer):
                              f"got shape {x.shape}")
         return x
 
-    def _follow(self, stats: np.ndarray, n: int) -> None:
+    def _follow(self, stats: np.ndarray, n: int, dtype: np.dtype) -> None:
         "Let the running statistics follow those of a batch of `n` numbers a channel."
         self.buffers["num_batches_tracked"] += 1
         share = self.momentum
         if share is None:
             share = 1 / int(self.buffers["num_batches_tracked"])
-        mean, var = (_fitting(self.buffers[name], stats.shape[1:], stats.dtype, name)
+        mean, var = (_fitting(self.buffers[name], stats.shape[1:], dtype, name)
                      for name in ("running_mean", "running_var"))
         _follow(mean, var, stats, share, n / (n - 1))
 
@@ -304,7 +305,7 @@ class LayerNorm(Layer):
     def _affine(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Weight and bias as rows, also where there are none."
         plain = {"weight": np.ones, "bias": np.zeros}
-        rows = [self.params[name].reshape(-1) if name in self.params
+        rows = [self.params[name].ravel() if name in self.params
                 else f(x.shape[1], x.dtype) for name, f in plain.items()]
         return (_fitting(rows[0], x.shape[1:], x.dtype, "weight"),
                 _fitting(rows[1], x.shape[1:], x.dtype, "bias"))

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .activations import _tops
+from .activations import _exp_row, _tops
 from .checking import _count, _input, _real, as_float, as_labels, compiled
-from .elementary import _exp, _log1p
+from .elementary import _BLOCK, _LANES, _exp, _filled, _lanes, _log1p, _total, _wide
 from .threads import _empty, _spread
 
 # %% auto #0
@@ -20,17 +20,13 @@ __all__ = ['mse_loss', 'mse_loss_backward', 'binary_cross_entropy_with_logits', 
            'cross_entropy', 'cross_entropy_backward', 'Loss', 'MSELoss', 'BCEWithLogitsLoss', 'CrossEntropyLoss']
 
 # %% ../nbs/losses.ipynb #53909353
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+@compiled()
 def _cross_entropy_kernel(z, top, target, scale, losses, grad):
     "The loss of each row, and `scale` times its slope; both 0 where the target is under 0."
     for start in range(0, z.shape[0], 4):
         end = min(start + 4, z.shape[0])
         for i in range(start, end):
-            row, g, largest, total = z[i], grad[i], top[i], z.dtype.type(0)
-            for j in range(row.size):
-                g[j] = _exp(row[j] - largest)
-                total += g[j]
-            losses[i] = total
+            losses[i] = _exp_row(z[i], top[i], grad[i])
         for i in range(start, end):
             counts = target[i] >= 0
             g, share = grad[i], z.dtype.type(scale / losses[i] if counts else 0)
@@ -41,41 +37,50 @@ def _cross_entropy_kernel(z, top, target, scale, losses, grad):
             losses[i] = np.log(losses[i]) + (top[i] - z[i, target[i]]) if counts else 0
 
 # %% ../nbs/losses.ipynb #a1288438
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+@compiled()
 def _smooth_kernel(z, target, scale, share, losses, grad):
     "Add what it costs that `share` of each target is spread over all classes."
     each = z.dtype.type(scale * share / z.shape[1])
     for i in range(z.shape[0]):
         if target[i] >= 0:
-            row, g, of_target, total = z[i], grad[i], z[i, target[i]], 0.0
+            row, g, of_target = z[i], grad[i], z[i, target[i]]
+            total, minus = _filled(0.0), _wide(_filled(of_target))
+            for j in range(0, row.size, _LANES):
+                total = total + (_wide(_lanes(row, j, of_target)) - minus)
             for j in range(row.size):
-                total += row[j] - of_target
                 g[j] -= each
             g[target[i]] += z.dtype.type(scale * share)
-            losses[i] -= share * total / row.size
+            losses[i] -= share * _total(total) / row.size
 
 # %% ../nbs/losses.ipynb #b3e79682
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+@compiled()
 def _bce_kernel(z, y, scale, grad):
     "The sum of the losses; `grad` becomes `scale` times their slopes."
-    total, zero, one = 0.0, z.dtype.type(0), z.dtype.type(1)
-    for i in range(z.size):
-        e = _exp(-abs(z[i]))
-        p = (one if z[i] >= 0 else e) / (one + e)
-        grad[i] = scale * (p - y[i])
-        total += max(z[i], zero) - z[i] * y[i] + _log1p(e)
-    return total
+    zero, one, sums = z.dtype.type(0), z.dtype.type(1), _filled(0.0)
+    losses = np.empty(min(z.size, _BLOCK), z.dtype)
+    for start in range(0, z.size, _BLOCK):
+        end = min(start + _BLOCK, z.size)
+        for i in range(start, end):
+            e = _exp(-abs(z[i]))
+            p = (one if z[i] >= 0 else e) / (one + e)
+            grad[i] = scale * (p - y[i])
+            losses[i - start] = max(z[i], zero) - z[i] * y[i] + _log1p(e)
+        part = losses[:end - start]
+        for i in range(0, part.size, _LANES):
+            sums = sums + _wide(_lanes(part, i, zero))
+    return _total(sums)
 
 
-@compiled(fastmath={"contract", "nsz", "reassoc"})
+@compiled()
 def _mse_kernel(x, y, scale, grad):
     "The sum of the squared differences; `grad` becomes `scale` times their slopes."
-    total, two = 0.0, x.dtype.type(2)
+    zero, two, sums = x.dtype.type(0), x.dtype.type(2), _filled(0.0)
+    for i in range(0, x.size, _LANES):
+        difference = _wide(_lanes(x, i, zero)) - _wide(_lanes(y, i, zero))
+        sums = sums + difference * difference
     for i in range(x.size):
-        difference = x[i] - y[i]
-        grad[i] = scale * two * difference
-        total += difference * difference
-    return total
+        grad[i] = scale * two * (x[i] - y[i])
+    return _total(sums)
 
 # %% ../nbs/losses.ipynb #f750b95a
 def _divisor(answer: np.ndarray, n: int, reduction: str) -> int:
@@ -96,8 +101,8 @@ def _pointwise(kernel: Any, answer: np.ndarray, target: Any,
     if target.shape != answer.shape:
         raise ValueError(f"target: expected shape {answer.shape}, got {target.shape}")
     grad = _empty(answer.shape, answer.dtype)
-    total = kernel(answer.reshape(-1), target.reshape(-1), answer.dtype.type(1 / n),
-                   grad.reshape(-1))
+    flat = (np.ascontiguousarray(a).reshape(-1) for a in (answer, target))
+    total = kernel(*flat, answer.dtype.type(1 / n), grad.reshape(-1))
     return float(total) / n, grad
 
 # %% ../nbs/losses.ipynb #ad54fcfa

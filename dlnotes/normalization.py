@@ -5,65 +5,167 @@
 # %% ../nbs/normalization.ipynb #4d037acd
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from .checking import compiled
+from .elementary import _BLOCK, _LANES, _filled, _lanes, _put, _sum, _total
 from .sharing import _pieces, _shared
 from .threads import _batch_first, _batch_last, _empty, _lies_batch_last
 
 # %% auto #0
 __all__ = []
 
+# %% ../nbs/normalization.ipynb #5a3f01d0
+@compiled()
+def _moments(x, c):
+    "Mean and variance of channel `c` of `x` (m, channels, pixels)."
+    n, first = x.shape[0] * x.shape[2], x[0, c, :_BLOCK]
+    at = x.dtype.type(_sum(first) / first.size)
+    zero, center, total, squares, held = _filled(x.dtype.type(0)), _filled(at), 0.0, 0.0, 0
+    s = q = zero
+    for i in range(x.shape[0]):
+        row, j = x[i, c], 0
+        while j < row.size:
+            end = min(j + _BLOCK, row.size)
+            held += end - j
+            while j < end:
+                d = _lanes(row, j, at) - center
+                s = s + d
+                q = q + d * d
+                j += _LANES
+            if held >= _BLOCK or i == x.shape[0] - 1:
+                total += np.float64(_total(s))
+                squares += np.float64(_total(q))
+                s = q = zero
+                held = 0
+    beside = total / n
+    return at + beside, max(squares / n - beside * beside, 0.0)
+
+
+@compiled()
+def _scaled(x, c, f):
+    "`f` times channel `c` of `x`, (m, 1, pixels)."
+    y = np.empty((x.shape[0], 1, x.shape[2]), x.dtype)
+    for i in range(x.shape[0]):
+        for j in range(x.shape[2]):
+            y[i, 0, j] = x[i, c, j] * f
+    return y
+
+
+@compiled()
+def _power(a):
+    "The power of two that makes 1/2 to 1 of `a`; 1 where `a` is not a positive number."
+    if not 0 < a < np.inf:
+        return 1.0
+    return math.ldexp(1.0, -min(max(math.frexp(a)[1], -1000), 1000))
+
+
+@compiled()
+def _far_moments(x, c, eps):
+    "A power of two, channel `c` times that, its mean, variance and 1 / deviation."
+    largest = np.sqrt(eps)
+    for i in range(x.shape[0]):
+        for j in range(x.shape[2]):
+            largest = max(largest, np.float64(abs(x[i, c, j])))
+    f = _power(largest)
+    y = _scaled(x, c, f)
+    mean, var = _moments(y, 0)
+    return f, y, mean, var, 1 / np.sqrt(var + eps * f * f)
+
 # %% ../nbs/normalization.ipynb #01d6981c
-@compiled(fastmath={"contract", "nsz", "arcp", "reassoc"})
+@compiled()
+def _channel_answer(x, k, mean, root, weight, bias, y, c):
+    "Channel `k` of `x`, normalized, into channel `c` of `y`."
+    real = x.dtype.type
+    at = real(mean)
+    shift = _filled(real(bias + (at - mean) * root * weight))
+    center, scale = _filled(at), _filled(real(root * weight))
+    for i in range(x.shape[0] - 1, -1, -1):
+        row, out = x[i, k], y[i, c]
+        for j in range(0, row.size, _LANES):
+            _put(out, j, (_lanes(row, j, at) - center) * scale + shift)
+
+
+@compiled()
 def _channel_norm(x, weight, bias, stats, eps, of_batch, y, first, last):
     "Channels of `x` (m, channels, pixels); mean, variance, 1 / deviation in `stats`."
-    n, real = x.shape[0] * x.shape[2], x.dtype.type
+    low = np.float64(np.finfo(x.dtype).tiny) ** 0.75
     for c in range(first, last):
         if of_batch:
-            at, total, squares = real(x[0, c, :64].mean()), 0.0, 0.0
-            for i in range(x.shape[0]):
-                row, s, q = x[i, c], real(0), real(0)
-                for j in range(row.size):
-                    s += row[j] - at
-                    q += (row[j] - at) * (row[j] - at)
-                total += s
-                squares += q
-            stats[0, c] = at + total / n
-            stats[1, c] = max(squares - total * total / n, 0.0) / n
-        stats[2, c] = 1 / np.sqrt(np.float64(stats[1, c]) + eps)
-        mean, scale, shift = stats[0, c], stats[2, c] * weight[c], bias[c]
-        for i in range(x.shape[0] - 1, -1, -1):
-            row, out = x[i, c], y[i, c]
-            for j in range(row.size):
-                out[j] = (row[j] - mean) * scale + shift
+            stats[0, c], stats[1, c] = _moments(x, c)
+        stats[2, c] = 1 / np.sqrt(stats[1, c] + eps)
+        if of_batch and not low < stats[1, c] + eps < 1 / low:
+            f, scaled, mean, var, root = _far_moments(x, c, eps)
+            stats[0, c], stats[1, c], stats[2, c] = mean / f, var / f / f, root * f
+            _channel_answer(scaled, 0, mean, root, weight[c], bias[c], y, c)
+        else:
+            _channel_answer(x, c, stats[0, c], stats[2, c], weight[c], bias[c], y, c)
 
 # %% ../nbs/normalization.ipynb #769f6edf
-@compiled(fastmath={"contract", "nsz", "arcp", "reassoc"})
+@compiled()
+def _channel_sums(x, k, grad, c, mean, root):
+    "Sums of channel `c` of `grad`, and of its products with the normalized channel `k` of `x`."
+    real, total, products = x.dtype.type, 0.0, 0.0
+    at, zero = real(mean), real(0)
+    center, scale, none, held = _filled(at), _filled(real(root)), _filled(zero), 0
+    s = q = none
+    for i in range(x.shape[0]):
+        row, g, j = x[i, k], grad[i, c], 0
+        while j < row.size:
+            end = min(j + _BLOCK, row.size)
+            held += end - j
+            while j < end:
+                slope = _lanes(g, j, zero)
+                s = s + slope
+                q = q + slope * ((_lanes(row, j, at) - center) * scale)
+                j += _LANES
+            if held >= _BLOCK or i == x.shape[0] - 1:
+                total += np.float64(_total(s))
+                products += np.float64(_total(q))
+                s = q = none
+                held = 0
+    return total, products + (at - mean) * root * total
+
+
+@compiled()
+def _channel_slope(x, k, grad, c, mean, root, scale, level, slope, dx):
+    "Channel `c` of `dx`, from channel `k` of `x`."
+    real = x.dtype.type
+    at, zero = real(mean), real(0)
+    flat = _filled(real(level + slope * root * (at - mean)))
+    center, times, step = _filled(at), _filled(real(scale)), _filled(real(slope * root))
+    for i in range(x.shape[0] - 1, -1, -1):
+        row, g, out = x[i, k], grad[i, c], dx[i, c]
+        for j in range(0, row.size, _LANES):
+            beside = _lanes(row, j, at) - center
+            _put(out, j, times * (_lanes(g, j, zero) - flat - step * beside))
+
+
+@compiled()
 def _channel_norm_grad(x, grad, weight, stats, of_batch, dx, sums, first, last):
     "Backward of `_channel_norm`; in `sums` the gradients by bias and by weight."
-    n, real = x.shape[0] * x.shape[2], x.dtype.type
+    share = 1 / (x.shape[0] * x.shape[2]) if of_batch else 0.0
+    low = np.float64(np.finfo(x.dtype).tiny) ** 0.375
     for c in range(first, last):
-        mean, root, total, products = stats[0, c], np.float64(stats[2, c]), 0.0, 0.0
-        for i in range(x.shape[0]):
-            row, g, s, q = x[i, c], grad[i, c], real(0), real(0)
-            for j in range(row.size):
-                s += g[j]
-                q += g[j] * (row[j] - mean)
-            total += s
-            products += q
-        sums[0, c], sums[1, c] = total, products * root
-        share, scale = 1 / n if of_batch else 0.0, stats[2, c] * weight[c]
-        level, slope = real(total * share), real(products * root * root * share)
-        for i in range(x.shape[0] - 1, -1, -1):
-            row, g, out = x[i, c], grad[i, c], dx[i, c]
-            for j in range(row.size):
-                out[j] = scale * (g[j] - level - slope * (row[j] - mean))
+        mean, root = stats[0, c], stats[2, c]
+        scale = root * weight[c]
+        if low < root < 1 / low:
+            total, products = _channel_sums(x, c, grad, c, mean, root)
+            _channel_slope(x, c, grad, c, mean, root, scale, total * share,
+                           products * share, dx)
+        else:
+            f = 1 / _power(root)
+            near = _scaled(x, c, f)
+            total, products = _channel_sums(near, 0, grad, c, mean * f, root / f)
+            _channel_slope(near, 0, grad, c, mean * f, root / f, scale, total * share,
+                           products * share, dx)
+        sums[0, c], sums[1, c] = total, products
 
 # %% ../nbs/normalization.ipynb #f4a06295
-@compiled(fastmath={"contract", "nsz", "arcp"})
+@compiled()
 def _row_sums(x, start, at, s, q):
     "Sums over rows, from column `start`, of differences from `at` and of their squares."
     s[:] = 0
@@ -103,7 +205,7 @@ def _column_stats(x, pixels, start, mean, var, at, s, q):
         var[c] = max(totals[1, c] / (m * pixels) - beside * beside, 0.0)
 
 
-@compiled(fastmath={"contract", "nsz", "arcp"})
+@compiled()
 def _column_norm(x, weight, bias, stats, eps, of_batch, y, first, last):
     "As `_channel_norm`, row by row."
     m, _, pixels = x.shape
@@ -115,28 +217,33 @@ def _column_norm(x, weight, bias, stats, eps, of_batch, y, first, last):
         mean, var = stats[0, first:last], stats[1, first:last]
         _column_stats(rows, pixels, start, mean, var, at, scale, shift)
     for c in range(first, last):
-        stats[2, c] = 1 / np.sqrt(np.float64(stats[1, c]) + eps)
+        stats[2, c] = 1 / np.sqrt(stats[1, c] + eps)
+        center, factor = x.dtype.type(stats[0, c]), stats[2, c] * weight[c]
         for j in range(c * pixels - start, (c + 1) * pixels - start):
-            at[j], scale[j], shift[j] = stats[0, c], stats[2, c] * weight[c], bias[c]
+            at[j], scale[j], shift[j] = center, factor, bias[c] + (center - stats[0, c]) * factor
     for i in range(m):
         row, out = rows[i, start:start + width], answers[i, start:start + width]
         for j in range(row.size):
             out[j] = (row[j] - at[j]) * scale[j] + shift[j]
+    low = np.float64(np.finfo(x.dtype).tiny) ** 0.75
+    for c in range(first, last):
+        if of_batch and not low < stats[1, c] + eps < 1 / low:
+            _channel_norm(x, weight, bias, stats, eps, of_batch, y, c, c + 1)
 
 
-@compiled(fastmath={"contract", "nsz", "arcp"})
-def _row_products(x, grad, start, at, s, q):
-    "Sums over rows of `grad`, and of its products with the differences from `at`."
+@compiled()
+def _row_products(x, grad, start, at, root, s, q):
+    "Sums over rows of `grad`, and of its products with normalized columns."
     s[:] = 0
     q[:] = 0
     for i in range(x.shape[0]):
         row, g = x[i, start:start + at.size], grad[i, start:start + at.size]
         for j in range(row.size):
             s[j] += g[j]
-            q[j] += g[j] * (row[j] - at[j])
+            q[j] += g[j] * ((row[j] - at[j]) * root[j])
 
 
-@compiled(fastmath={"contract", "nsz", "arcp"})
+@compiled()
 def _column_norm_grad(x, grad, weight, stats, of_batch, dx, sums, first, last):
     "As `_channel_norm_grad`, row by row."
     m, _, pixels = x.shape
@@ -147,22 +254,29 @@ def _column_norm_grad(x, grad, weight, stats, of_batch, dx, sums, first, last):
     totals, share = np.zeros((2, last - first)), 1 / (m * pixels) if of_batch else 0.0
     for c in range(first, last):
         at[c * pixels - start:(c + 1) * pixels - start] = stats[0, c]
+        scale[c * pixels - start:(c + 1) * pixels - start] = stats[2, c]
     for i in range(0, m, 64):
-        _row_products(rows[i:i + 64], grads[i:i + 64], start, at, level, slope)
+        _row_products(rows[i:i + 64], grads[i:i + 64], start, at, scale, level, slope)
         _add_up(level, pixels, totals[0])
         _add_up(slope, pixels, totals[1])
     for c in range(first, last):
-        total, root = totals[0, c - first], np.float64(stats[2, c])
-        products = totals[1, c - first] * root
+        total, root = totals[0, c - first], stats[2, c]
+        beside = at[c * pixels - start] - stats[0, c]
+        products = totals[1, c - first] + beside * root * total
         sums[0, c], sums[1, c] = total, products
         for j in range(c * pixels - start, (c + 1) * pixels - start):
-            level[j], slope[j] = total * share, products * root * share
-            scale[j] = stats[2, c] * weight[c]
+            slope[j] = products * share * root
+            level[j] = total * share + products * share * root * beside
+            scale[j] = root * weight[c]
     for i in range(m):
         row, g = rows[i, start:start + width], grads[i, start:start + width]
         out = answers[i, start:start + width]
         for j in range(row.size):
             out[j] = scale[j] * (g[j] - level[j] - slope[j] * (row[j] - at[j]))
+    low = np.float64(np.finfo(x.dtype).tiny) ** 0.375
+    for c in range(first, last):
+        if not low < stats[2, c] < 1 / low:
+            _channel_norm_grad(x, grad, weight, stats, of_batch, dx, sums, c, c + 1)
 
 # %% ../nbs/normalization.ipynb #887f9c3f
 def _planes(a: np.ndarray, batch_last: bool) -> np.ndarray:
@@ -185,11 +299,11 @@ def _over_channels(kernels: Any, x: np.ndarray, *rest: Any) -> None:
 # %% ../nbs/normalization.ipynb #3abfd3cf
 def _batch_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float,
                 running: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """The answer, and mean, variance and 1 / deviation of each channel, (3, channels).
+    """The answer, and mean, variance and 1 / deviation of each channel, float64 (3, channels).
 
     - `running`: mean and variance for evaluation, None for those of the batch.
     """
-    last, stats = _lies_batch_last(x), np.empty((3, x.shape[1]), x.dtype)
+    last, stats = _lies_batch_last(x), np.empty((3, x.shape[1]))
     if running is not None:
         stats[:2] = running
     planes = _planes(x, last)
@@ -210,55 +324,112 @@ def _batch_norm_grad(grad: np.ndarray, x: np.ndarray, weight: np.ndarray,
     return _unplaned(dx, x.shape, last), sums
 
 # %% ../nbs/normalization.ipynb #40588c7d
-@compiled(fastmath={"contract", "nsz", "arcp", "reassoc"})
+@compiled(forceinline=True)
+def _row_moments(row, share):
+    "Mean and variance of a row; `share`: 1 / its length."
+    at = _sum(row) * row.dtype.type(share)
+    center = _filled(at)
+    s = q = _filled(row.dtype.type(0))
+    for j in range(0, row.size, _LANES):
+        d = _lanes(row, j, at) - center
+        s = s + d
+        q = q + d * d
+    beside = np.float64(_total(s)) * share
+    return at + beside, max(np.float64(_total(q)) * share - beside * beside, 0.0)
+
+
+@compiled(forceinline=True)
+def _row_answer(row, mean, root, weight, bias, out):
+    "A row, normalized."
+    real = row.dtype.type
+    at, zero = real(mean), real(0)
+    center, factor, beside = _filled(at), _filled(real(root)), _filled(real((at - mean) * root))
+    for j in range(0, row.size, _LANES):
+        normed = (_lanes(row, j, at) - center) * factor + beside
+        _put(out, j, normed * _lanes(weight, j, zero) + _lanes(bias, j, zero))
+
+
+@compiled()
+def _far_rows(x, weight, bias, stats, eps, y, first, last):
+    "Do those rows again that are too large or too small for sums of squares."
+    low, rows = np.float64(np.finfo(x.dtype).tiny) ** 0.375, x.reshape(1, x.shape[0], x.shape[1])
+    for i in range(first, last):
+        if not low < stats[1, i] < 1 / low:
+            f, scaled, mean, var, root = _far_moments(rows, i, eps)
+            stats[0, i], stats[1, i] = mean / f, root * f
+            _row_answer(scaled[0, 0], mean, root, weight, bias, y[i])
+
+
+@compiled()
 def _row_norm(x, weight, bias, stats, eps, y, first, last):
     "Rows of `x` (m, n); mean and 1 / deviation into `stats`."
-    real, share = x.dtype.type, x.dtype.type(1 / x.shape[1])
+    share = 1 / x.shape[1]
     for i in range(first, last):
-        row, out, total = x[i], y[i], real(0)
-        for j in range(row.size):
-            total += row[j]
-        mean, total, squares = total * share, real(0), real(0)
-        for j in range(row.size):
-            total += row[j] - mean
-            squares += (row[j] - mean) * (row[j] - mean)
-        beside = total * share
-        mean += beside
-        root = real(1 / np.sqrt(np.float64(squares * share - beside * beside) + eps))
-        stats[0, i], stats[1, i] = mean, root
-        for j in range(row.size):
-            out[j] = (row[j] - mean) * root * weight[j] + bias[j]
+        row = x[i]
+        mean, var = _row_moments(row, share)
+        stats[0, i], stats[1, i] = mean, 1 / np.sqrt(var + eps)
+        _row_answer(row, mean, stats[1, i], weight, bias, y[i])
+    _far_rows(x, weight, bias, stats, eps, y, first, last)
 
 # %% ../nbs/normalization.ipynb #df11444b
-@compiled(fastmath={"contract", "nsz", "arcp", "reassoc"})
+@compiled(forceinline=True)
+def _row_slope(row, g, weight, mean, root, scale, by_bias, by_weight, out):
+    "The gradient by a row into `out`; those by bias and weight are added to theirs."
+    real = row.dtype.type
+    at, zero, share = real(mean), real(0), 1 / row.size
+    center, factor, beside = _filled(at), _filled(real(root)), _filled(real((at - mean) * root))
+    s = q = _filled(zero)
+    for j in range(0, row.size, _LANES):
+        slope, normed = _lanes(g, j, zero), (_lanes(row, j, at) - center) * factor + beside
+        _put(by_bias, j, _lanes(by_bias, j, zero) + slope)
+        _put(by_weight, j, _lanes(by_weight, j, zero) + slope * normed)
+        scaled = slope * _lanes(weight, j, zero)
+        s = s + scaled
+        q = q + scaled * normed
+    level, steep = _filled(real(_total(s) * share)), _filled(real(_total(q) * share))
+    times = _filled(real(scale))
+    for j in range(0, row.size, _LANES):
+        normed = (_lanes(row, j, at) - center) * factor + beside
+        scaled = _lanes(g, j, zero) * _lanes(weight, j, zero)
+        _put(out, j, times * (scaled - level - steep * normed))
+
+
+@compiled()
+def _far_rows_grad(x, grad, weight, stats, dx, by_bias, by_weight, first, last):
+    "Those rows that `_row_norm_grad` left out."
+    low, rows = np.float64(np.finfo(x.dtype).tiny) ** 0.375, x.reshape(1, x.shape[0], x.shape[1])
+    for i in range(first, last):
+        mean, root = stats[0, i], stats[1, i]
+        if not low < root < 1 / low:
+            f = 1 / _power(root)
+            _row_slope(_scaled(rows, i, f)[0, 0], grad[i], weight, mean * f, root / f, root,
+                       by_bias, by_weight, dx[i])
+
+
+@compiled()
 def _row_norm_grad(x, grad, weight, stats, dx, sums, first, last):
     "Backward of `_row_norm`; gradients by bias and weight go into the piece's own row of `sums`."
-    real, share = x.dtype.type, x.dtype.type(1 / x.shape[1])
     by_bias, by_weight = np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
     own = sums[-(-first * len(sums) // max(1, len(x)))]
-    for i in range(first, last):
-        row, g, out, mean, root = x[i], grad[i], dx[i], stats[0, i], stats[1, i]
-        level, slope = real(0), real(0)
-        for j in range(row.size):
-            normed, scaled = (row[j] - mean) * root, g[j] * weight[j]
-            by_bias[j] += g[j]
-            by_weight[j] += g[j] * normed
-            level += scaled
-            slope += scaled * normed
-        level, slope = level * share, slope * share * root
-        for j in range(row.size):
-            out[j] = root * (g[j] * weight[j] - level - slope * (row[j] - mean))
-        if i % 64 == 63 or i == last - 1:
-            for j in range(row.size):
-                own[0, j] += by_bias[j]
-                own[1, j] += by_weight[j]
-                by_bias[j] = by_weight[j] = 0
+    low = np.float64(np.finfo(x.dtype).tiny) ** 0.375
+    high = 1 / low
+    for start in range(first, last, 64):
+        end = min(start + 64, last)
+        for i in range(start, end):
+            mean, root = stats[0, i], stats[1, i]
+            if low < root < high:
+                _row_slope(x[i], grad[i], weight, mean, root, root, by_bias, by_weight, dx[i])
+        _far_rows_grad(x, grad, weight, stats, dx, by_bias, by_weight, start, end)
+        for j in range(x.shape[1]):
+            own[0, j] += by_bias[j]
+            own[1, j] += by_weight[j]
+            by_bias[j] = by_weight[j] = 0
 
 # %% ../nbs/normalization.ipynb #20f65cd7
 def _layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray,
                 eps: float) -> tuple[np.ndarray, np.ndarray]:
-    "The answer to contiguous rows (m, n); mean and 1 / deviation of each row, (2, m)."
-    y, stats = _empty(x.shape, x.dtype), np.empty((2, len(x)), x.dtype)
+    "The answer to contiguous rows (m, n); mean and 1 / deviation of each, float64 (2, m)."
+    y, stats = _empty(x.shape, x.dtype), np.empty((2, len(x)))
     _shared(_row_norm, len(x), x.size, x, weight, bias, stats, eps, y)
     return y, stats
 

@@ -18,7 +18,7 @@ from .threads import in_threads, num_threads
 __all__ = ['Optimizer', 'SGD', 'AdamW']
 
 # %% ../nbs/optim.ipynb #d6b998f1
-@compiled(fastmath={"contract", "nsz", "arcp"})
+@compiled()
 def _sgd(w, g, h):
     "Gradient descent in place; `h`: learning rate, weight decay."
     lr, decay = h[0], h[1]
@@ -26,7 +26,7 @@ def _sgd(w, g, h):
         w[i] -= lr * (g[i] + decay * w[i])
 
 # %% ../nbs/optim.ipynb #92c6bfce
-@compiled(fastmath={"contract", "nsz", "arcp"})
+@compiled()
 def _momentum(w, g, m, h):
     "Momentum in place; `h`: learning rate, weight decay, momentum, whether Nesterov's."
     lr, decay, mu, ahead = h[0], h[1], h[2], h[3] != 0
@@ -36,7 +36,7 @@ def _momentum(w, g, m, h):
         w[i] -= lr * (d + mu * m[i] if ahead else m[i])
 
 # %% ../nbs/optim.ipynb #3b248860
-@compiled(fastmath={"contract", "nsz", "arcp"})
+@compiled()
 def _adamw(w, g, m, v, h):
     "AdamW in place; `h`: the factors, in the order in which `AdamW` sets them."
     b1, new1, b2, new2, keep, rate, root, eps = (

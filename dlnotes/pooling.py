@@ -126,7 +126,7 @@ def _max_pool_2x2_grad(grad, where, out):
                 below[j] = right if p == width + one else b
 
 # %% ../nbs/pooling.ipynb #3e2d781e
-@compiled(fastmath={"contract"})
+@compiled()
 def _avg_pool_2x2(x, z):
     "As `_avg_pool`, for windows of 2 by 2 side by side."
     share = x.dtype.type(0.25)

@@ -3,7 +3,7 @@ import os
 import re
 from collections import Counter
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from tools import own_caches
 
@@ -15,6 +15,7 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")
 
 # no test asserts a time
 settings.register_profile("dlnotes", deadline=None)
+settings.register_profile("mutants", deadline=None, phases=[Phase.explicit, Phase.generate])
 settings.load_profile("dlnotes")
 
 
@@ -22,15 +23,23 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "kernel: also run uncompiled")
 
 
+KINDS = {"torch is not installed": "parity test", "there is no Chromium": "page test"}
+
+
+def counted(reasons):
+    "What was skipped, as words: `2 parity tests (torch is not installed), 1 test (no fork here)`."
+    named = Counter(re.sub(r"could not import .*No module named '(\w+).*", r"\1 is not installed",
+                           reason.removeprefix("Skipped: ")) for reason in reasons)
+    return ", ".join(f"{n} {KINDS.get(why, 'test')}{'s' * (n > 1)} ({why})"
+                     for why, n in named.most_common())
+
+
 def pytest_terminal_summary(terminalreporter):
     "One line that says what was skipped, and why."
-    reasons = Counter(
-        re.sub(r"could not import '(\w+).*", r"\1 is not installed", report.longrepr[2])
-        for report in terminalreporter.stats.get("skipped", []))
-    if reasons:
-        listed = "; ".join(f"{n} tests ({reason.removeprefix('Skipped: ')})"
-                           for reason, n in reasons.most_common())
-        terminalreporter.write_line(f"skipped: {listed}")
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped:
+        terminalreporter.write_line(
+            f"skipped: {counted(report.longrepr[2] for report in skipped)}")
 
 
 def pytest_sessionfinish(session):

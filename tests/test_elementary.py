@@ -8,7 +8,17 @@ import pytest
 from numba import config, njit, types
 from numba.core.errors import TypingError
 
-from dlnotes.elementary import _erf, _exp, _expm1, _log, _log1p, _sigmoid, _tanh
+from dlnotes.elementary import (
+    _erf,
+    _exp,
+    _expm1,
+    _lanes,
+    _log,
+    _log1p,
+    _sigmoid,
+    _tanh,
+    _total,
+)
 
 DTYPES = [np.float32, np.float64]
 FUNCTIONS = [_exp, _expm1, _sigmoid, _tanh, _erf, _log, _log1p]
@@ -221,3 +231,15 @@ def test_loops_are_vectorised(f, dtype, name):
 def test_odd_functions_are_odd(f, dtype):
     x = samples(f, dtype, 200, seed=5)
     assert np.array_equal(LOOPS[f](-x), -LOOPS[f](x))
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="about compiled code")
+def test_vectors_are_of_contiguous_arrays_only():
+    @njit
+    def first(a):
+        return _total(_lanes(a, 0, a.dtype.type(0)))
+
+    assert first(np.ones(40)) == 16 and first(np.ones(40)[3:9]) == 6
+    for a in (np.ones(40)[::2], np.ones((40, 2))[:, 0], np.ones((4, 4))):
+        with pytest.raises(TypingError, match="contiguous"):
+            first(a)

@@ -69,9 +69,3 @@ def test_a_fault_is_planted_in_module_and_notebook(tmp_path):
     ((a, b),) = [(a, b) for a, b in zip(old, new) if a != b]
     assert b.partition("\n")[2] in module
     assert len(b) - len(a) == len(fault.new) - len(fault.old)
-
-
-def test_the_stored_result_is_good_enough():
-    stored = json.loads(mutants.RESULT.read_text(encoding="utf-8"))
-    assert stored["planted"] >= 200 and stored["found"] >= 0.9 * stored["planted"]
-    assert all(survivor["reason"] for survivor in stored["survivors"])

@@ -175,14 +175,37 @@ def test_printed_pages_are_only_the_text(tab, address):
         assert not tab.locator(part).is_visible()
 
 
+def git(*arguments):
+    "The lines that git prints; none where it fails."
+    done = subprocess.run(["git", *arguments], cwd=REPO, capture_output=True, text=True,
+                          check=False)
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
 def looked_at(pages):
-    """All pages, or with DLNOTES_AXE=sample those changed in the last day, and one in four."""
+    """All pages; with DLNOTES_AXE=sample those that changed, and one in four, other ones each time.
+
+    Changed: since the last commit but one, since the branch left main, in the last day.
+    """
     if os.environ.get("DLNOTES_AXE") != "sample":
         return pages
-    log = subprocess.run(["git", "log", "--since=1.day", "--name-only", "--format="], cwd=REPO,
-                         capture_output=True, text=True, check=True).stdout
-    changed = {Path(line).stem for line in log.splitlines() if line.endswith((".ipynb", ".qmd"))}
-    return [page for i, page in enumerate(pages) if i % 4 == 0 or Path(page).stem in changed]
+    lines = [*git("diff", "--name-only", "HEAD~1"),
+             *git("diff", "--name-only", "origin/main...HEAD"),
+             *git("log", "--since=1.day", "--name-only", "--format=")]
+    changed = {Path(line).stem for line in lines if line.endswith((".ipynb", ".qmd"))}
+    turn = int(*git("rev-list", "--count", "HEAD"))
+    return [page for i, page in enumerate(pages)
+            if (i + turn) % 4 == 0 or Path(page).stem in changed]
+
+
+def test_a_sample_of_pages_holds_those_that_changed(monkeypatch):
+    pages = [f"nbs/{letter}.html" for letter in "abcdefgh"]
+    monkeypatch.setattr(sys.modules[__name__], "git", lambda *arguments: {
+        "rev-list": ["7"], "diff": ["nbs/c.ipynb", "README.md"]}.get(arguments[0], []))
+    monkeypatch.setenv("DLNOTES_AXE", "sample")
+    assert looked_at(pages) == ["nbs/b.html", "nbs/c.html", "nbs/f.html"]
+    monkeypatch.delenv("DLNOTES_AXE")
+    assert looked_at(pages) == pages
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -120,6 +120,14 @@ def test_shuffle_is_a_permutation_and_changes_with_the_bits():
 
 
 @pytest.mark.kernel
+@pytest.mark.parametrize("bias, one", [(0.0, 1.0), (-5.0, 0.0)])  # one = 0: there is no bias
+def test_a_sum_of_zero_says_yes_in_each_place_of_four(bias, one):
+    w, rows = np.array([0.0, bias]), np.arange(8, dtype=np.int32)
+    assert _epoch(np.zeros((8, 1)), np.ones(8, bool), rows, w, np.zeros(2), 1.0, one, 0) == 0
+    assert w.tolist() == [0, bias]
+
+
+@pytest.mark.kernel
 def test_epoch_of_no_rows_changes_nothing():
     w, u = np.ones(3), np.zeros(3)
     rows = np.zeros(0, np.int32)

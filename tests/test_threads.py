@@ -147,7 +147,6 @@ def test_pieces_are_counted_in_whole_numbers():
         in_threads(lambda i: None, 2.5)
 
 
-@pytest.mark.kernel
 def test_memory_of_dropped_answers_is_not_kept():
     "2,000 answers of 100 KB and more, of different sizes: less than 1 MiB stays."
     layer = ReLU()

@@ -140,11 +140,12 @@ def candidates(module: str, text: str) -> list[Fault]:
 
 def chosen(count: int, seed: int, only: str | None) -> list[Fault]:
     "So many faults, by turns from each module."
-    rng, by_module = random.Random(seed), {}
+    by_module = {}
     for path in sorted((REPO / "dlnotes").rglob("*.py")):
         if not path.stem.startswith("_") and only in (None, path.stem):
             found = candidates(path.stem, path.read_text(encoding="utf-8"))
-            by_module[path.stem] = rng.sample(found, len(found))
+            random.Random(f"{seed} {path.stem}").shuffle(found)
+            by_module[path.stem] = found
     faults = []
     while len(faults) < count and any(by_module.values()):
         faults += [found.pop() for found in by_module.values() if found]
@@ -233,7 +234,8 @@ class Checks:
         notebook = Path("nbs") / f"{fault.module}.ipynb"
         cache = self.folder / (f"cache-{fault.start}" if fault.module in INLINED else "cache")
         files = self.tests.get(fault.module, [])
-        pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
+        pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        pytest += ["--hypothesis-profile=mutants", *files]
         cells = f"import sys; from tools.mutants import cells; sys.exit(cells({str(notebook)!r}))"
         try:
             planted(fault, self.tree)
