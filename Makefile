@@ -12,7 +12,7 @@ PORT ?= 8000
 BIN := .venv/bin
 STEPS := lint uncompiled numerics tests notebooks bounds
 READY := .venv/.ready
-NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
+NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb nbs/*/*.ipynb))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 comma := ,
@@ -76,7 +76,7 @@ outputs: $(READY)
 
 bench: $(READY)
 	@python -m bench.perceptron
-	@for part in layers recurrent normalization attention models; do \
+	@for part in kernels layers recurrent normalization attention models; do \
 	  OPENBLAS_THREAD_TIMEOUT=10 python -m bench.$$part || exit 1; done  # else NumPy's threads wait in the way
 
 experiments: $(READY)

@@ -2,10 +2,12 @@
 
 from configparser import ConfigParser
 from pathlib import Path
+from shutil import rmtree
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
+rmtree(here / "build" / "lib", ignore_errors=True)  # may hold modules that have moved since
 parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
@@ -27,7 +29,7 @@ setup(
         **extras,
         "dev": [*sum(extras.values(), []), *cfg["dev_requirements"].split()],
     },
-    packages=[cfg["lib_name"]],
+    packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]),
     package_data={cfg["lib_name"]: ["py.typed"]},
     entry_points={"nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
     zip_safe=False,

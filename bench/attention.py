@@ -8,6 +8,7 @@ in use at most during a call beyond what was before it; the answers themselves c
 
 `python -m bench.attention 0 3` measures only those cases anew and keeps the other rows.
 """
+
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.measure import RESULTS, contest, peak, write
-from dlnotes.dot_product import _attention, _attention_backward
+from dlnotes.kernels.tiled_attention import attention_backward, attention_forward
 
 try:
     import torch
@@ -31,9 +32,12 @@ except ImportError:
     jax = jnp = None
 
 # batch, heads, queries and keys, features of each, mask
-CASES = [(8, 8, t, 64, mask) for t in (128, 256, 512, 1024) for mask in ("", "causal")] + \
-        [(8, 8, 256, 64, "padding"), (1, 8, 4096, 64, ""), (32, 4, 30, 32, "padding"),
-         (32, 4, 10, 16, "")]
+CASES = [(8, 8, t, 64, mask) for t in (128, 256, 512, 1024) for mask in ("", "causal")] + [
+    (8, 8, 256, 64, "padding"),
+    (1, 8, 4096, 64, ""),
+    (32, 4, 30, 32, "padding"),
+    (32, 4, 10, 16, ""),
+]
 MEMORY = [(1, 8, t, 64, "") for t in (1024, 2048, 4096)]
 TABLE = 20_000_000  # weights; with more of them JAX and NumPy are left out
 
@@ -68,9 +72,11 @@ def in_torch(data, seen, is_causal, dtype=torch.float32):
 
 def in_dlnotes(data, seen, is_causal):
     q, k, v, grad = data
-    cache = _attention(q, k, v, seen, is_causal)[1]
-    return (lambda: [_attention(q, k, v, seen, is_causal)[0]],
-            lambda: _attention_backward(grad, cache))
+    cache = attention_forward(q, k, v, seen, is_causal)[1]
+    return (
+        lambda: [attention_forward(q, k, v, seen, is_causal)[0]],
+        lambda: attention_backward(grad, cache),
+    )
 
 
 def in_numpy(data, seen, is_causal):
@@ -114,8 +120,10 @@ def in_jax(data, seen, is_causal):
     q, k, v, grad = (jnp.asarray(a) for a in data)
     go = jax.jit(attend)
     pull = jax.jit(lambda g, *a: jax.vjp(attend, *a)[1](g))
-    return (lambda: [go(q, k, v).block_until_ready()],
-            lambda: jax.block_until_ready(pull(grad, q, k, v)))
+    return (
+        lambda: [go(q, k, v).block_until_ready()],
+        lambda: jax.block_until_ready(pull(grad, q, k, v)),
+    )
 
 
 PROGRAMS = {"dlnotes": in_dlnotes, "PyTorch": in_torch, "NumPy": in_numpy, "JAX": in_jax}
@@ -135,15 +143,19 @@ def rows(case):
             for got, reference in zip(functions[way](), wanted):
                 error = np.abs(np.asarray(got, np.float64) - reference).max()
                 assert error <= 1e-5 * max(1, np.abs(reference).max()), (case, way, name, error)
-        row = {"kind": "attention, " + ("forward", "backward")[way],
-               "case": f"{batch} × {heads} × {length}×{features}" + (mask and f", {mask}"),
-               **contest({name: f[way] for name, f in ways.items()}, 5 if length > 500 else 11)}
+        row = {
+            "kind": "attention, " + ("forward", "backward")[way],
+            "case": f"{batch} × {heads} × {length}×{features}" + (mask and f", {mask}"),
+            **contest({name: f[way] for name, f in ways.items()}, 5 if length > 500 else 11),
+        }
         if not mask:
             work = flops * batch * heads * length**2 * features
             row["peak"] = round(work / row["ms"]["dlnotes"] / 1e6 / PEAK, 2)
         ratios = "  ".join(f"{k} {v:.2f}" for k, v in row["ratio"].items())
-        print(f"{row['kind']:20} {row['case']:26} {row['ms']['dlnotes']:9.3f} ms   {ratios}",
-              flush=True)
+        print(
+            f"{row['kind']:20} {row['case']:26} {row['ms']['dlnotes']:9.3f} ms   {ratios}",
+            flush=True,
+        )
         yield row
 
 
@@ -176,9 +188,17 @@ def memory():
     table = []
     for i, case in enumerate(MEMORY if Path("/proc/self/clear_refs").exists() else []):
         names = ["dlnotes", "PyTorch", "NumPy", *["JAX"] * (jax is not None)]
-        found = {name: float(subprocess.run(
-            [sys.executable, "-m", "bench.attention", "memory", name, str(i)],
-            check=True, capture_output=True, text=True).stdout) for name in names}
+        found = {
+            name: float(
+                subprocess.run(
+                    [sys.executable, "-m", "bench.attention", "memory", name, str(i)],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                ).stdout
+            )
+            for name in names
+        }
         table.append({"case": "{} × {} × {}×{}".format(*case), "mb": found})
         print("memory", table[-1], flush=True)
     return table
@@ -188,13 +208,19 @@ def main(chosen):
     file = RESULTS / "attention.json"
     old = json.loads(file.read_text()) if chosen and file.exists() else {"rows": [], "memory": []}
     kept = {(row["kind"], row["case"]): row for row in old["rows"]}
-    measured = [row for i, case in enumerate(CASES) if not chosen or i in chosen
-                for row in rows(case)]
+    measured = [
+        row for i, case in enumerate(CASES) if not chosen or i in chosen for row in rows(case)
+    ]
     kept.update(((row["kind"], row["case"]), row) for row in measured)
     packages = ["torch"] + ["jax"] * (jax is not None)
-    write("attention", list(kept.values()), packages, peak_gflops=round(PEAK, 1),
-          threads=torch.get_num_threads(),
-          memory=memory() if not chosen or len(CASES) in chosen else old["memory"])
+    write(
+        "attention",
+        list(kept.values()),
+        packages,
+        peak_gflops=round(PEAK, 1),
+        threads=torch.get_num_threads(),
+        memory=memory() if not chosen or len(CASES) in chosen else old["memory"],
+    )
 
 
 PEAK = 0.0

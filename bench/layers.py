@@ -4,6 +4,7 @@ Each case gives the same float32 arrays to dlnotes, to PyTorch, to JAX where it 
 to plain NumPy, in one process and with as many threads for each as there are processors. Before
 anything is timed, each result is compared with PyTorch's in float64.
 """
+
 import os
 import subprocess
 import sys
@@ -70,8 +71,19 @@ def timed(kind, case, contenders, wanted, tolerance, flops=None):
     return row
 
 
-def both_ways(kind, case, layer, torch_f, x, params=(), jax_f=None, numpy_f=None, numpy_b=None,
-              flops=None, tolerance=1e-4):
+def both_ways(
+    kind,
+    case,
+    layer,
+    torch_f,
+    x,
+    params=(),
+    jax_f=None,
+    numpy_f=None,
+    numpy_b=None,
+    flops=None,
+    tolerance=1e-4,
+):
     "Rows for forward and backward of one layer."
     y, cache = layer.forward(x)
     grad = floats(*y.shape)
@@ -90,8 +102,10 @@ def both_ways(kind, case, layer, torch_f, x, params=(), jax_f=None, numpy_f=None
         return [dx, *grads.values()]
 
     ahead = {"dlnotes": lambda: [layer.forward(x)[0]], "PyTorch": forward}
-    back = {"dlnotes": backward,
-            "PyTorch": lambda: torch.autograd.grad(answer, args, slope, retain_graph=True)}
+    back = {
+        "dlnotes": backward,
+        "PyTorch": lambda: torch.autograd.grad(answer, args, slope, retain_graph=True),
+    }
     if jax and jax_f:
         go, pull = jax.jit(jax_f), jax.jit(lambda g, *a: jax.vjp(jax_f, *a)[1](g))
         j = [jnp.asarray(a) for a in (x, *params)]
@@ -101,22 +115,29 @@ def both_ways(kind, case, layer, torch_f, x, params=(), jax_f=None, numpy_f=None
         ahead["NumPy"] = lambda: [numpy_f(x, *params)]
     if numpy_b:
         back["NumPy"] = lambda: numpy_b(grad, x, *params)
-    return [timed(kind + ", forward", case, ahead, [wide_y.detach().numpy()], tolerance, flops),
-            timed(kind + ", backward", case, back, wanted, tolerance, flops and 2 * flops)]
+    return [
+        timed(kind + ", forward", case, ahead, [wide_y.detach().numpy()], tolerance, flops),
+        timed(kind + ", backward", case, back, wanted, tolerance, flops and 2 * flops),
+    ]
 
 
 def numpy_conv(x, weight, bias, p):
     windows = sliding_window_view(np.pad(x, ((0, 0), (0, 0), (p, p), (p, p))), (3, 3), (2, 3))
-    return np.tensordot(windows, weight, ((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2) \
+    return (
+        np.tensordot(windows, weight, ((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2)
         + bias[:, None, None]
+    )
 
 
 def numpy_conv_backward(grad, x, weight, bias, p):
     windows = sliding_window_view(np.pad(x, ((0, 0), (0, 0), (p, p), (p, p))), (3, 3), (2, 3))
     dw = np.tensordot(grad, windows, ((0, 2, 3), (0, 2, 3)))
     turned = weight[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
-    return numpy_conv(grad, turned, np.zeros(len(turned), np.float32), 2 - p), dw, \
-        grad.sum((0, 2, 3))
+    return (
+        numpy_conv(grad, turned, np.zeros(len(turned), np.float32), 2 - p),
+        dw,
+        grad.sum((0, 2, 3)),
+    )
 
 
 def convolutions():
@@ -130,40 +151,61 @@ def convolutions():
                 def in_jax(x, w, b, p=p):
                     y = jax.lax.conv_general_dilated(x, w, (1, 1), [(p, p), (p, p)])
                     return y + b[:, None, None]
+
                 side = h + 2 * p - 2
                 yield from both_ways(
-                    "conv2d", f"{n} × {c}×{h}×{h} → {o}, padding {p}", layer,
-                    lambda x, w, b, p=p: F.conv2d(x, w, b, padding=p), x, params, in_jax,
+                    "conv2d",
+                    f"{n} × {c}×{h}×{h} → {o}, padding {p}",
+                    layer,
+                    lambda x, w, b, p=p: F.conv2d(x, w, b, padding=p),
+                    x,
+                    params,
+                    in_jax,
                     lambda x, w, b, p=p: numpy_conv(x, w, b, p),
                     lambda g, x, w, b, p=p: numpy_conv_backward(g, x, w, b, p),
-                    flops=2 * n * o * c * 9 * side**2)
+                    flops=2 * n * o * c * 9 * side**2,
+                )
 
 
 def pools():
     def jax_pool(start, combine, scale):
-        return lambda x: jax.lax.reduce_window(x, start, combine, (1, 1, 2, 2), (1, 1, 2, 2),
-                                               "VALID") * scale
+        return lambda x: (
+            jax.lax.reduce_window(x, start, combine, (1, 1, 2, 2), (1, 1, 2, 2), "VALID") * scale
+        )
 
     def quarters(x):
         return x.reshape(*x.shape[:2], x.shape[2] // 2, 2, x.shape[3] // 2, 2)
 
     for n, _, h, c in SHAPES + [(1, *shape[1:]) for shape in SHAPES]:
         x, case = floats(n, c, h, h), f"{n} × {c}×{h}×{h}"
-        yield from both_ways("max_pool2d", case, MaxPool2d(2), lambda x: F.max_pool2d(x, 2), x,
-                             jax_f=jax and jax_pool(-jnp.inf, jax.lax.max, 1),
-                             numpy_f=lambda x: quarters(x).max((3, 5)))
-        yield from both_ways("avg_pool2d", case, AvgPool2d(2), lambda x: F.avg_pool2d(x, 2), x,
-                             jax_f=jax and jax_pool(0.0, jax.lax.add, 0.25),
-                             numpy_f=lambda x: quarters(x).mean((3, 5)))
+        yield from both_ways(
+            "max_pool2d",
+            case,
+            MaxPool2d(2),
+            lambda x: F.max_pool2d(x, 2),
+            x,
+            jax_f=jax and jax_pool(-jnp.inf, jax.lax.max, 1),
+            numpy_f=lambda x: quarters(x).max((3, 5)),
+        )
+        yield from both_ways(
+            "avg_pool2d",
+            case,
+            AvgPool2d(2),
+            lambda x: F.avg_pool2d(x, 2),
+            x,
+            jax_f=jax and jax_pool(0.0, jax.lax.add, 0.25),
+            numpy_f=lambda x: quarters(x).mean((3, 5)),
+        )
 
 
 def activations():
     x = floats(64, 16, 32, 32)
     for name, layer, in_torch, in_jax in [
-            ("relu", ReLU(), torch.relu, lambda x: jnp.maximum(x, 0)),
-            ("sigmoid", Sigmoid(), torch.sigmoid, lambda x: jax.nn.sigmoid(x)),
-            ("tanh", Tanh(), torch.tanh, lambda x: jnp.tanh(x)),
-            ("gelu", GELU(), F.gelu, lambda x: jax.nn.gelu(x, approximate=False))]:
+        ("relu", ReLU(), torch.relu, lambda x: jnp.maximum(x, 0)),
+        ("sigmoid", Sigmoid(), torch.sigmoid, lambda x: jax.nn.sigmoid(x)),
+        ("tanh", Tanh(), torch.tanh, lambda x: jnp.tanh(x)),
+        ("gelu", GELU(), F.gelu, lambda x: jax.nn.gelu(x, approximate=False)),
+    ]:
         yield from both_ways(name, "64 × 16×32×32", layer, in_torch, x, jax_f=in_jax)
 
 
@@ -195,12 +237,22 @@ def classifier_loss(n, k):
     t, wide = tensors(z)[0], tensors(z, dtype=torch.float64)[0]
     contenders = {"dlnotes": ours, "PyTorch": lambda: in_torch(t), "NumPy": in_numpy}
     if jax:
-        both = jax.jit(jax.value_and_grad(lambda z: -jnp.take_along_axis(
-            jax.nn.log_softmax(z), jnp.asarray(y)[:, None], 1).mean()))
+        both = jax.jit(
+            jax.value_and_grad(
+                lambda z: (
+                    -jnp.take_along_axis(jax.nn.log_softmax(z), jnp.asarray(y)[:, None], 1).mean()
+                )
+            )
+        )
         jz = jnp.asarray(z)
         contenders["JAX"] = lambda: jax.block_until_ready(both(jz))
-    return timed("softmax, cross-entropy", f"{n} × {k}, both ways", contenders,
-                 [a.numpy() for a in in_torch(wide)], 1e-5)
+    return timed(
+        "softmax, cross-entropy",
+        f"{n} × {k}, both ways",
+        contenders,
+        [a.numpy() for a in in_torch(wide)],
+        1e-5,
+    )
 
 
 def optimizers():
@@ -223,6 +275,7 @@ def optimizer(kind, size, shapes, ours, theirs, **settings):
         def step():
             method.step()
             return [p.detach().numpy() for p in params]
+
         return step
 
     mine = {k: v.copy() for k, v in start.items()}
@@ -232,24 +285,41 @@ def optimizer(kind, size, shapes, ours, theirs, **settings):
         method.step(grads)
         return list(mine.values())
 
-    return timed(kind, size, {"dlnotes": step, "PyTorch": in_torch(),
-                              "PyTorch, fused": in_torch(fused=True)},
-                 in_torch(torch.float64)(), 1e-6)
+    return timed(
+        kind,
+        size,
+        {"dlnotes": step, "PyTorch": in_torch(), "PyTorch, fused": in_torch(fused=True)},
+        in_torch(torch.float64)(),
+        1e-6,
+    )
 
 
 def network(seed):
     "The digits network of the chapter on images: C14's form for 8x8 images."
     rng = np.random.default_rng(seed)
-    return Sequential(Conv2d(1, 16, 3, padding=1, rng=rng), ReLU(), MaxPool2d(2),
-                      Conv2d(16, 32, 3, padding=1, rng=rng), ReLU(), MaxPool2d(2),
-                      Flatten(), Linear(128, 10, rng=rng))
+    return Sequential(
+        Conv2d(1, 16, 3, padding=1, rng=rng),
+        ReLU(),
+        MaxPool2d(2),
+        Conv2d(16, 32, 3, padding=1, rng=rng),
+        ReLU(),
+        MaxPool2d(2),
+        Flatten(),
+        Linear(128, 10, rng=rng),
+    )
 
 
 def torch_network(model):
     net = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
-        torch.nn.Conv2d(16, 32, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
-        torch.nn.Flatten(), torch.nn.Linear(128, 10))
+        torch.nn.Conv2d(1, 16, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(16, 32, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.MaxPool2d(2),
+        torch.nn.Flatten(),
+        torch.nn.Linear(128, 10),
+    )
     net.load_state_dict({k: torch.tensor(v) for k, v in model.state_dict().items()})
     return net
 
@@ -261,6 +331,7 @@ def epochs():
     loss after the first.
     """
     from sklearn.datasets import load_digits
+
     images, y = load_digits(return_X_y=True)
     x = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)[:1792]
     y = y[:1792]
@@ -278,22 +349,31 @@ def epochs():
         def epoch():
             for i in range(0, len(x), 32):
                 optimizer.zero_grad()
-                F.cross_entropy(net(t[i:i + 32]), labels[i:i + 32]).backward()
+                F.cross_entropy(net(t[i : i + 32]), labels[i : i + 32]).backward()
                 optimizer.step()
 
         def value():
             with torch.no_grad():
                 return float(F.cross_entropy(net(t[:256]), labels[:256]))
+
         return epoch, value
 
-    contenders = {"dlnotes": (ours, lambda: loss(model(x[:256]), y[:256])),
-                  "PyTorch": in_torch(), "PyTorch, fused": in_torch(fused=True)}
+    contenders = {
+        "dlnotes": (ours, lambda: loss(model(x[:256]), y[:256])),
+        "PyTorch": in_torch(),
+        "PyTorch, fused": in_torch(fused=True),
+    }
     if jax:
         contenders["JAX"] = jax_epoch(x, y)
     epoch, value = in_torch(torch.float64)
     epoch()
-    return timed("training", "one epoch of the digits",
-                 {name: once(*c) for name, c in contenders.items()}, [value()], 1e-3)
+    return timed(
+        "training",
+        "one epoch of the digits",
+        {name: once(*c) for name, c in contenders.items()},
+        [value()],
+        1e-3,
+    )
 
 
 def once(f, value):
@@ -303,14 +383,16 @@ def once(f, value):
     def call():
         f()
         return [values.pop()()] if values else []
+
     return call
 
 
 def jax_epoch(x, y):
     def layer(x, w, b):
         x = jax.lax.conv_general_dilated(x, w, (1, 1), "SAME") + b[:, None, None]
-        return jax.lax.reduce_window(jnp.maximum(x, 0), -jnp.inf, jax.lax.max, (1, 1, 2, 2),
-                                     (1, 1, 2, 2), "VALID")
+        return jax.lax.reduce_window(
+            jnp.maximum(x, 0), -jnp.inf, jax.lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID"
+        )
 
     def loss(p, x, y):
         h = layer(layer(x, p["0.weight"], p["0.bias"]), p["3.weight"], p["3.bias"])
@@ -323,8 +405,9 @@ def jax_epoch(x, y):
         m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
         v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, g)
         down, root = 1e-3 / (1 - 0.9**t), 1 / (1 - 0.999**t)
-        p = jax.tree.map(lambda p, m, v: p * (1 - 1e-5) - down * m / (
-            jnp.sqrt(v * root) + 1e-8), p, m, v)
+        p = jax.tree.map(
+            lambda p, m, v: p * (1 - 1e-5) - down * m / (jnp.sqrt(v * root) + 1e-8), p, m, v
+        )
         return p, m, v
 
     p = {k: jnp.asarray(a) for k, a in network(0).state_dict().items()}
@@ -333,8 +416,9 @@ def jax_epoch(x, y):
 
     def epoch():
         for i in range(0, len(x), 32):
-            state[:] = step(*state, float(next(t)), x[i:i + 32], y[i:i + 32])
+            state[:] = step(*state, float(next(t)), x[i : i + 32], y[i : i + 32])
         jax.block_until_ready(state)
+
     return epoch, lambda: float(loss(state[0], x[:256], y[:256]))
 
 
@@ -358,8 +442,14 @@ def main():
         rows += cases()
     rows.append(epochs())
     packages = ["torch"] + ["jax"] * (jax is not None)
-    write("layers", rows, packages, peak_gflops=round(PEAK, 1), threads=torch.get_num_threads(),
-          first_step=first_step())
+    write(
+        "layers",
+        rows,
+        packages,
+        peak_gflops=round(PEAK, 1),
+        threads=torch.get_num_threads(),
+        first_step=first_step(),
+    )
 
 
 PEAK = 0.0

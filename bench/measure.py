@@ -1,4 +1,5 @@
 """Timing in turn, and the machine that it was done on."""
+
 import datetime
 import json
 import os
@@ -51,10 +52,13 @@ def contest(contenders, repeats, block=4e-3):
             times[name][k] = (time.perf_counter() - start) / calls[name] * 1e3
     first, *others = times
     ratios = {name: times[name] / times[first] for name in others}
-    return {"ms": {name: float(f"{np.median(t):.3g}") for name, t in times.items()},
-            "ratio": {name: round(float(np.median(r)), 2) for name, r in ratios.items()},
-            "quartiles": {name: np.percentile(r, [25, 75]).round(2).tolist()
-                          for name, r in ratios.items()}}
+    return {
+        "ms": {name: float(f"{np.median(t):.3g}") for name, t in times.items()},
+        "ratio": {name: round(float(np.median(r)), 2) for name, r in ratios.items()},
+        "quartiles": {
+            name: np.percentile(r, [25, 75]).round(2).tolist() for name, r in ratios.items()
+        },
+    }
 
 
 def peak():
@@ -75,15 +79,26 @@ def processor():
 
 def machine(packages):
     "What the numbers depend on: processor, versions, threads, settings that change them."
-    settings = ("OPENBLAS_CORETYPE", "OPENBLAS_THREAD_TIMEOUT", "OMP_NUM_THREADS",
-                "NUMBA_NUM_THREADS", "NUMBA_CPU_NAME")
+    settings = (
+        "OPENBLAS_CORETYPE",
+        "OPENBLAS_THREAD_TIMEOUT",
+        "OMP_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+        "NUMBA_CPU_NAME",
+    )
     return {
         "date": datetime.date.today().isoformat(),
-        "processor": processor(), "cores": os.cpu_count(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
-        "blas": sorted({f"{i['internal_api']} {i['version']} ({i.get('architecture', '?')}), "
-                        f"{i['num_threads']} threads" for i in threadpool_info()}),
+        "blas": sorted(
+            {
+                f"{i['internal_api']} {i['version']} ({i.get('architecture', '?')}), "
+                f"{i['num_threads']} threads"
+                for i in threadpool_info()
+            }
+        ),
         "numba_threads": numba.config.NUMBA_NUM_THREADS,
         "environment": {k: os.environ[k] for k in settings if k in os.environ},
     }
@@ -92,6 +107,5 @@ def machine(packages):
 def write(name, rows, packages, **more):
     "Keep the table `rows` with the machine it was measured on, for the book's speed appendix."
     RESULTS.mkdir(exist_ok=True)
-    table = {"machine": machine(["dlnotes", "numba", "numpy", *packages]), **more,
-             "rows": rows}
+    table = {"machine": machine(["dlnotes", "numba", "numpy", *packages]), **more, "rows": rows}
     (RESULTS / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")

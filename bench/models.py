@@ -4,6 +4,7 @@ The same weights, the same batches of random tokens, float32, one process, as ma
 as there are processors. PyTorch runs eagerly. Before anything is timed, losses and tokens are
 compared with PyTorch's in float64.
 """
+
 import sys
 
 import numpy as np
@@ -11,8 +12,8 @@ import numpy as np
 from bench.measure import contest, write
 from dlnotes.attention import AttentionSeq2Seq
 from dlnotes.encoder_decoder import greedy_decode
-from dlnotes.losses import CrossEntropyLoss
-from dlnotes.optim import AdamW
+from dlnotes.mlp import CrossEntropyLoss
+from dlnotes.training import AdamW
 from dlnotes.transformer import Transformer, sinusoidal_positions
 
 try:
@@ -23,8 +24,14 @@ except ImportError:
 
 REPEATS = 11
 SRC, TGT = 580, 15  # tokens, as the dates have them
-SIZES = {"d_model": 64, "nhead": 2, "num_encoder_layers": 2, "num_decoder_layers": 2,
-         "dim_feedforward": 128, "dropout": 0.0}
+SIZES = {
+    "d_model": 64,
+    "nhead": 2,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "dim_feedforward": 128,
+    "dropout": 0.0,
+}
 HIDDEN = {"embedding_dim": 32, "hidden_size": 96}
 RNG = np.random.default_rng(0)
 
@@ -38,30 +45,43 @@ def batch(m, s, t):
 
 class TorchTransformer(torch.nn.Module):
     "The same model of PyTorch's parts."
+
     def __init__(self, model):
         super().__init__()
         d, h = SIZES["d_model"], SIZES["nhead"]
         self.src_embedding = torch.nn.Embedding(SRC, d)
         self.tgt_embedding = torch.nn.Embedding(TGT, d)
         self.core = torch.nn.Transformer(
-            d, h, SIZES["num_encoder_layers"], SIZES["num_decoder_layers"],
-            SIZES["dim_feedforward"], SIZES["dropout"], batch_first=True, norm_first=True)
+            d,
+            h,
+            SIZES["num_encoder_layers"],
+            SIZES["num_decoder_layers"],
+            SIZES["dim_feedforward"],
+            SIZES["dropout"],
+            batch_first=True,
+            norm_first=True,
+        )
         self.head = torch.nn.Linear(d, TGT)
         self.load_state_dict({k: torch.tensor(a) for k, a in model.state_dict().items()})
-        self.register_buffer("places", torch.tensor(sinusoidal_positions(256, d, np.float64)),
-                             persistent=False)
-        self.register_buffer("later", torch.ones(256, 256, dtype=torch.bool).triu(1),
-                             persistent=False)
+        self.register_buffer(
+            "places", torch.tensor(sinusoidal_positions(256, d, np.float64)), persistent=False
+        )
+        self.register_buffer(
+            "later", torch.ones(256, 256, dtype=torch.bool).triu(1), persistent=False
+        )
 
     def embed(self, embedding, ids, start=0):
         x = embedding(ids)
-        return x + self.places[start:start + ids.shape[1]].to(x.dtype)
+        return x + self.places[start : start + ids.shape[1]].to(x.dtype)
 
     def decode(self, tgt, memory, hidden):
         y = self.core.decoder(
-            self.embed(self.tgt_embedding, tgt), memory,
-            tgt_mask=self.later[:tgt.shape[1], :tgt.shape[1]], tgt_is_causal=True,
-            memory_key_padding_mask=hidden)
+            self.embed(self.tgt_embedding, tgt),
+            memory,
+            tgt_mask=self.later[: tgt.shape[1], : tgt.shape[1]],
+            tgt_is_causal=True,
+            memory_key_padding_mask=hidden,
+        )
         return self.head(y)
 
     def encode(self, src, hidden):
@@ -73,6 +93,7 @@ class TorchTransformer(torch.nn.Module):
 
 class TorchAttention(torch.nn.Module):
     "The attention model of PyTorch's parts; padding is packed away."
+
     def __init__(self, model):
         super().__init__()
         d, h = HIDDEN["embedding_dim"], HIDDEN["hidden_size"]
@@ -86,10 +107,12 @@ class TorchAttention(torch.nn.Module):
 
     def forward(self, src, tgt, real):
         x = torch.nn.utils.rnn.pack_padded_sequence(
-            self.src_embedding(src), real.sum(1), batch_first=True, enforce_sorted=False)
+            self.src_embedding(src), real.sum(1), batch_first=True, enforce_sorted=False
+        )
         memory, last = self.encoder(x)
         memory, _ = torch.nn.utils.rnn.pad_packed_sequence(
-            memory, batch_first=True, total_length=src.shape[1])
+            memory, batch_first=True, total_length=src.shape[1]
+        )
         s, _ = self.decoder(self.tgt_embedding(tgt), torch.cat(list(last), 1)[None])
         scores = s @ self.attention["weight"] @ memory.transpose(1, 2)
         weights = scores.masked_fill(~real[:, None], -torch.inf).softmax(-1)
@@ -98,6 +121,7 @@ class TorchAttention(torch.nn.Module):
 
 class Cached:
     "PyTorch's decoder, one token after the other, with keys and values kept: by hand, eagerly."
+
     def __init__(self, net, src, real):
         self.net, self.hidden, self.past = net, real[:, None, None], {}
         memory = net.encode(src, ~real)
@@ -157,6 +181,7 @@ def training(case, model, net_of, m, s, t):
             value.backward()
             method.step()
             return value.item()
+
         return step
 
     contenders = {"PyTorch": in_torch(), "PyTorch, fused": in_torch(fused=True)}
@@ -216,15 +241,31 @@ def transformer():
 
 
 def main():
-    rows = [training(f"Transformer, {m} × {s} to {t}", transformer(), TorchTransformer, m, s, t)
-            for m, s, t in [(64, 20, 11), (64, 60, 33)]]
-    rows += [training(f"attention, {m} × {s} to {t}",
-                      AttentionSeq2Seq(SRC, TGT, **HIDDEN, rng=0), TorchAttention, m, s, t)
-             for m, s, t in [(64, 20, 11), (64, 60, 33)]]
-    rows += [decoding(f"Transformer, {s} to {t}", transformer(), s, t)
-             for s, t in [(20, 11), (60, 33)]]
-    write("models", rows, ["torch"], threads=torch.get_num_threads(),
-          sizes={"Transformer": SIZES, "attention": HIDDEN})
+    rows = [
+        training(f"Transformer, {m} × {s} to {t}", transformer(), TorchTransformer, m, s, t)
+        for m, s, t in [(64, 20, 11), (64, 60, 33)]
+    ]
+    rows += [
+        training(
+            f"attention, {m} × {s} to {t}",
+            AttentionSeq2Seq(SRC, TGT, **HIDDEN, rng=0),
+            TorchAttention,
+            m,
+            s,
+            t,
+        )
+        for m, s, t in [(64, 20, 11), (64, 60, 33)]
+    ]
+    rows += [
+        decoding(f"Transformer, {s} to {t}", transformer(), s, t) for s, t in [(20, 11), (60, 33)]
+    ]
+    write(
+        "models",
+        rows,
+        ["torch"],
+        threads=torch.get_num_threads(),
+        sizes={"Transformer": SIZES, "attention": HIDDEN},
+    )
 
 
 if __name__ == "__main__":

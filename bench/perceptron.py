@@ -4,6 +4,7 @@ Both get the same data and the same settings, in one process, in turn. An epoch'
 a fit of 11 epochs less that of a fit of one, divided by ten, so that neither pays for its
 preparations. That both learn the same is checked first.
 """
+
 import warnings
 
 import numpy as np
@@ -35,17 +36,30 @@ def check(x, y):
 
 def compare(x, y, shuffle):
     "Milliseconds an epoch, ours, theirs and of a mere sum, and the spread of the ratio."
+
     def run(model, epochs, **settings):
         return lambda: model(shuffle=shuffle, max_iter=epochs, random_state=0, **settings).fit(x, y)
 
-    times = interleaved([run(Perceptron, 1), run(Perceptron, 11),
-                         run(SklearnPerceptron, 1, tol=None),
-                         run(SklearnPerceptron, 11, tol=None), x.sum], REPEATS)
+    times = interleaved(
+        [
+            run(Perceptron, 1),
+            run(Perceptron, 11),
+            run(SklearnPerceptron, 1, tol=None),
+            run(SklearnPerceptron, 11, tol=None),
+            x.sum,
+        ],
+        REPEATS,
+    )
     ours, theirs = (times[:, 1] - times[:, 0]) / 10, (times[:, 3] - times[:, 2]) / 10
     low, ratio, high = np.percentile(theirs / ours, [25, 50, 75]).round(1).tolist()
     ours, theirs, reading = (1e3 * np.median([ours, theirs, times[:, 4]], axis=1)).round(2).tolist()
-    return {"ours_ms": ours, "theirs_ms": theirs, "ratio": ratio, "quartiles": [low, high],
-            "reading_ms": reading}
+    return {
+        "ours_ms": ours,
+        "theirs_ms": theirs,
+        "ratio": ratio,
+        "quartiles": [low, high],
+        "reading_ms": reading,
+    }
 
 
 def main():
@@ -57,8 +71,15 @@ def main():
                 x, y = data(inputs, dtype, turned)
                 check(x, y)
                 for order in ("shuffled", "given"):
-                    rows.append({"inputs": inputs, "dtype": dtype, "turned": turned,
-                                 "order": order, **compare(x, y, order == "shuffled")})
+                    rows.append(
+                        {
+                            "inputs": inputs,
+                            "dtype": dtype,
+                            "turned": turned,
+                            "order": order,
+                            **compare(x, y, order == "shuffled"),
+                        }
+                    )
                     print(*rows[-1].values(), sep="  ", flush=True)
     write("perceptron", rows, ["scikit-learn"])
 

@@ -4,12 +4,13 @@ Forward, and forward with backpropagation through time (gradients by the input a
 float32, as many threads for each as there are processors. Before anything is timed, each result is
 compared with PyTorch's in float64.
 """
+
 import numpy as np
 import torch
 
 from bench.layers import floats, jax, jnp, tensors, timed
 from bench.measure import write
-from dlnotes.cells import _plain_backward, _plain_forward
+from dlnotes.kernels.recurrence import plain_backward, plain_forward
 from dlnotes.lstm import GRU, LSTM
 from dlnotes.rnn import RNN
 
@@ -31,6 +32,7 @@ def in_torch(kind, model, inputs, hidden, x, grad, dtype=torch.float32):
     def both():
         y = net(x)[0]
         return [y.detach(), *torch.autograd.grad(y, leaves, slope)]
+
     return forward, both
 
 
@@ -40,12 +42,13 @@ def in_numpy(cell, model, x, grad):
     zeros = (np.zeros((len(x), weights[1].shape[1]), x.dtype),) * (2 if cell == "lstm" else 1)
 
     def forward():
-        return [_plain_forward(cell, x, zeros, weights)[0]]
+        return [plain_forward(cell, x, zeros, weights)[0]]
 
     def both():
-        y, _, cache = _plain_forward(cell, x, zeros, weights)
-        dx, _, grads = _plain_backward(grad, [0 * s for s in zeros], cache, weights)
+        y, _, cache = plain_forward(cell, x, zeros, weights)
+        dx, _, grads = plain_backward(grad, [0 * s for s in zeros], cache, weights)
         return [y, dx, *grads]
+
     return forward, both
 
 
@@ -67,6 +70,7 @@ def in_jax(cell, model, x, grad):
         def step(state, a):
             state = step_in_jax(cell, state, a, state[0] @ w_hh.T + b_hh)
             return state, state[0]
+
         sums = (x @ w_ih.T + b_ih).swapaxes(0, 1)
         zeros = jnp.zeros((len(x), w_hh.shape[1]), x.dtype)
         return jax.lax.scan(step, (zeros,) * (2 if cell == "lstm" else 1), sums)[1].swapaxes(0, 1)
@@ -76,10 +80,15 @@ def in_jax(cell, model, x, grad):
         y, pull = jax.vjp(run, *args)
         return y, *pull(grad)
 
-    forward, args, slope = jax.jit(run), [jnp.asarray(a) for a in (x, *model.params.values())], \
-        jnp.asarray(grad)
-    return (lambda: [forward(*args).block_until_ready()],
-            lambda: jax.block_until_ready(both(slope, *args)))
+    forward, args, slope = (
+        jax.jit(run),
+        [jnp.asarray(a) for a in (x, *model.params.values())],
+        jnp.asarray(grad),
+    )
+    return (
+        lambda: [forward(*args).block_until_ready()],
+        lambda: jax.block_until_ready(both(slope, *args)),
+    )
 
 
 def rows(kinds=CELLS):
@@ -93,21 +102,34 @@ def rows(kinds=CELLS):
                 (y, _), cache = model.forward(x)
                 (dx, _), grads = model.backward((grad, None), cache)
                 return [y, dx, *grads.values()]
+
             args = kind, model, inputs, hidden, x, grad
-            contenders = {"dlnotes": (lambda model=model, x=x: [model(x)[0]], both),
-                          "PyTorch": in_torch(*args), "NumPy": in_numpy(cell, model, x, grad)}
+            contenders = {
+                "dlnotes": (lambda model=model, x=x: [model(x)[0]], both),
+                "PyTorch": in_torch(*args),
+                "NumPy": in_numpy(cell, model, x, grad),
+            }
             if jax:
                 contenders["JAX"] = in_jax(cell, model, x, grad)
             wanted = in_torch(*args, dtype=torch.float64)
             case = f"{batch} × {steps} steps, {inputs} → {hidden}"
             for k, way in enumerate(["forward", "forward and backward"]):
-                yield timed(f"{kind}, {way}", case, {n: c[k] for n, c in contenders.items()},
-                            [a.numpy() for a in wanted[k]()], 1e-4)
+                yield timed(
+                    f"{kind}, {way}",
+                    case,
+                    {n: c[k] for n, c in contenders.items()},
+                    [a.numpy() for a in wanted[k]()],
+                    1e-4,
+                )
 
 
 def main():
-    write("recurrent", list(rows()), ["torch"] + ["jax"] * (jax is not None),
-          threads=torch.get_num_threads())
+    write(
+        "recurrent",
+        list(rows()),
+        ["torch"] + ["jax"] * (jax is not None),
+        threads=torch.get_num_threads(),
+    )
 
 
 if __name__ == "__main__":

@@ -10,17 +10,95 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .checking import _fitting, _input
-from .encoder_decoder import _held, _one_each, _src_mask, _tokens
+from .core.arguments import check_array, check_count, check_input, check_mask
+from .core.arguments import check_rng, check_state, check_step_tokens
+from .core.arguments import check_tokens
+from .core.execution import compiled
+from .core.layers import Composite, Layer, uniform_parameters
+from .kernels.attention_scores import additive_scores, additive_scores_backward
+from .kernels.attention_scores import batched_product, masked_softmax
+from .kernels.attention_scores import product_scores, product_scores_backward
+from .kernels.attention_scores import weights_backward
 from .lstm import GRU, LSTM
-from .mlp import Composite, Layer, Linear, _random, _size
-from .recurrent import _generator, _steps
+from .mlp import Linear
 from .rnn import Embedding
-from .scores import _additive_scores, _additive_scores_grad, _product_scores
-from .scores import _product_scores_grad, _times, _to_score_grad, _to_weights
 
 # %% auto #0
-__all__ = ['Attention', 'AttentionSeq2Seq', 'BahdanauSeq2Seq']
+__all__ = ['general_scores_kernel', 'additive_scores_kernel', 'context_kernel', 'context_backward_kernel',
+           'general_scores_backward_kernel', 'additive_scores_backward_kernel', 'Attention', 'AttentionSeq2Seq',
+           'BahdanauSeq2Seq']
+
+# %% ../nbs/attention.ipynb #92a1c2c0
+@compiled()
+def general_scores_kernel(s, W, H, e):
+    "Scores e (T, S) = s W H^T of queries s (T, Q) and states H (S, K); W: (Q, K)."
+    for j in range(len(H)):
+        key = np.zeros(W.shape[0], e.dtype)  # W h_j, once for all queries
+        for i in range(W.shape[0]):
+            key[i] = (W[i] * H[j]).sum()
+        for t in range(len(s)):
+            e[t, j] = (s[t] * key).sum()
+
+# %% ../nbs/attention.ipynb #eca290b4
+@compiled()
+def additive_scores_kernel(s, H, W, U, b, v, e):
+    "Scores e (T, S) = v tanh(W s + U h + b); W: (d, Q), U: (d, K), b and v: (d,)."
+    for t in range(len(s)):
+        for j in range(len(H)):
+            e[t, j] = 0
+            for i in range(len(v)):
+                z = b[i] + (W[i] * s[t]).sum() + (U[i] * H[j]).sum()
+                e[t, j] += v[i] * np.tanh(z)
+
+# %% ../nbs/attention.ipynb #7a02f400
+@compiled()
+def context_kernel(e, H, alpha, c):
+    "Weights alpha (T, S), the softmax of each row of e, and contexts c (T, K)."
+    for t in range(len(e)):
+        alpha[t] = np.exp(e[t] - e[t].max())
+        alpha[t] /= alpha[t].sum()
+        c[t] = 0
+        for j in range(len(H)):
+            c[t] += alpha[t, j] * H[j]
+
+# %% ../nbs/attention.ipynb #089efca9
+@compiled()
+def context_backward_kernel(g, alpha, c, H, eps, dH):
+    "Gradients eps (T, S) w.r.t. the scores; adds to dH (S, K) what comes by the contexts."
+    for t in range(len(g)):
+        for j in range(len(H)):
+            eps[t, j] = alpha[t, j] * ((H[j] - c[t]) * g[t]).sum()
+            dH[j] += alpha[t, j] * g[t]
+
+# %% ../nbs/attention.ipynb #5298f5fc
+@compiled()
+def general_scores_backward_kernel(eps, s, W, H, ds, dW, dH):
+    "Adds the gradients with respect to s, W and H."
+    for t in range(len(s)):
+        total = np.zeros(H.shape[1], H.dtype)  # sum of eps h_j
+        for j in range(len(H)):
+            total += eps[t, j] * H[j]
+            for i in range(W.shape[0]):
+                dH[j] += eps[t, j] * s[t, i] * W[i]
+        for i in range(W.shape[0]):
+            ds[t, i] += (W[i] * total).sum()
+            dW[i] += s[t, i] * total
+
+# %% ../nbs/attention.ipynb #9da5f3ab
+@compiled()
+def additive_scores_backward_kernel(eps, s, H, W, U, b, v, ds, dH, dW, dU, db, dv):
+    "Adds the gradients with respect to s, H and the four parameters."
+    for t in range(len(s)):
+        for j in range(len(H)):
+            for i in range(len(v)):
+                a = np.tanh(b[i] + (W[i] * s[t]).sum() + (U[i] * H[j]).sum())
+                d = eps[t, j] * v[i] * (1 - a**2)
+                ds[t] += d * W[i]
+                dH[j] += d * U[i]
+                dW[i] += d * s[t]
+                dU[i] += d * H[j]
+                db[i] += d
+                dv[i] += eps[t, j] * a
 
 # %% ../nbs/attention.ipynb #80e043ef
 def _score_shapes(score: str, q: int, k: int, d: int) -> dict[str, Any]:
@@ -52,7 +130,7 @@ class Attention(Layer):
                  hidden_size: int | None = None, *,
                  rng: np.random.Generator | int | None = None,
                  dtype: DTypeLike = np.float32):
-        q, k = _size(query_size, "query_size"), _size(key_size, "key_size")
+        q, k = check_count(query_size, "query_size"), check_count(key_size, "key_size")
         if score not in ("dot", "general", "additive"):
             raise ValueError("score: expected 'dot', 'general' or 'additive', "
                              f"got {score!r}")
@@ -61,22 +139,22 @@ class Attention(Layer):
         if hidden_size is not None and score != "additive":
             raise ValueError(f"hidden_size: expected None for {score!r}, "
                              f"got {hidden_size!r}")
-        self.hidden_size = q if hidden_size is None else _size(hidden_size, "hidden_size")
-        self.score, self.query_size, self.key_size, rng = score, q, k, _generator(rng)
+        self.hidden_size = q if hidden_size is None else check_count(hidden_size, "hidden_size")
+        self.score, self.query_size, self.key_size, rng = score, q, k, check_rng(rng)
         self.params = {}
         for name, (shape, n) in _score_shapes(*self._kind()).items():
-            self.params |= _random({name: shape}, n, rng, dtype)
+            self.params |= uniform_parameters({name: shape}, n, rng, dtype)
 
     def forward(self, query: np.ndarray, memory: np.ndarray,  # type: ignore[override]
                 mask: np.ndarray | None = None,
                 ) -> tuple[tuple[np.ndarray, np.ndarray], Any]:
         "((contexts, weights), cache) of queries (N, T, .) to a memory (N, S, .)."
         query, memory, mask = self._checked(query, memory, mask)
-        scores = _additive_scores if self.score == "additive" else _product_scores
+        scores = additive_scores if self.score == "additive" else product_scores
         weights, kept = scores(query, memory, self._own(query.dtype))
-        _to_weights(weights, mask)
+        masked_softmax(weights, mask)
         cache = query, memory, weights, kept, self._kind()
-        return (_times(weights, memory), weights), cache
+        return (batched_product(weights, memory), weights), cache
 
     def backward(self, grad: Any, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
@@ -96,15 +174,15 @@ class Attention(Layer):
         g = np.zeros_like(weights)
         if by_context is not None:
             shape = (*query.shape[:2], self.key_size)
-            _fitting(by_context, shape, query.dtype, "grad_context")
-            g = _times(by_context, memory.swapaxes(1, 2))
+            check_array(by_context, shape, query.dtype, "grad_context")
+            g = batched_product(by_context, memory.swapaxes(1, 2))
         if by_weights is not None:
-            g += _fitting(by_weights, weights.shape, query.dtype, "grad_weights")
-        _to_score_grad(weights, g)
-        back = _additive_scores_grad if self.score == "additive" else _product_scores_grad
+            g += check_array(by_weights, weights.shape, query.dtype, "grad_weights")
+        weights_backward(weights, g)
+        back = additive_scores_backward if self.score == "additive" else product_scores_backward
         grad_query, grad_memory, grads = back(g, query, memory, self._own(query.dtype), kept)
         if by_context is not None:
-            grad_memory += _times(weights.swapaxes(1, 2), by_context)
+            grad_memory += batched_product(weights.swapaxes(1, 2), by_context)
         return (grad_query, grad_memory), grads
 
     def __call__(self, query: np.ndarray, memory: np.ndarray,  # type: ignore[override]
@@ -112,8 +190,8 @@ class Attention(Layer):
         return self.forward(query, memory, mask)[0]
 
     def _checked(self, query: Any, memory: Any, mask: Any) -> tuple[np.ndarray, ...]:
-        query = _input(query, "query", next(iter(self.params.values()), None))
-        memory = _input(memory, "memory", query)
+        query = check_input(query, "query", next(iter(self.params.values()), None))
+        memory = check_input(memory, "memory", query)
         for a, name, size in ((query, "query", self.query_size),
                               (memory, "memory", self.key_size)):
             if a.ndim != 3 or a.shape[2] != size or 0 in a.shape or len(a) != len(query):
@@ -121,7 +199,7 @@ class Attention(Layer):
                 raise ValueError(f"{name}: expected shape ({m}, steps, {size}) with at "
                                  f"least one of each, got {a.shape}")
         real = np.ones(memory.shape[:2], bool)
-        mask = real if mask is None else _steps(mask, memory.shape[:2])
+        mask = real if mask is None else check_mask(mask, "mask", memory.shape[:2])
         return np.ascontiguousarray(query), np.ascontiguousarray(memory), mask
 
     def _kind(self) -> tuple[str, int, int, int]:
@@ -130,7 +208,7 @@ class Attention(Layer):
 
     def _own(self, dtype: np.dtype) -> dict[str, np.ndarray]:
         "The parameters, if they still have their shapes."
-        return {name: _fitting(self.params[name], shape, dtype, name)
+        return {name: check_array(self.params[name], shape, dtype, name)
                 for name, (shape, _) in _score_shapes(*self._kind()).items()}
 
     def __repr__(self) -> str:
@@ -160,13 +238,13 @@ class AttentionSeq2Seq(Composite):
                  dtype: DTypeLike = np.float32):
         if cell not in ("gru", "lstm"):
             raise ValueError(f"cell: expected 'gru' or 'lstm', got {cell!r}")
-        if _size(hidden_size, "hidden_size") % 2:
+        if check_count(hidden_size, "hidden_size") % 2:
             raise ValueError(f"hidden_size: expected an even number, got {hidden_size}")
-        d, h = _size(embedding_dim, "embedding_dim"), hidden_size
+        d, h = check_count(embedding_dim, "embedding_dim"), hidden_size
         kind = GRU if cell == "gru" else LSTM
-        own: Any = {"rng": _generator(rng), "dtype": dtype}
-        self.src_vocab = _size(src_vocab, "src_vocab")
-        self.tgt_vocab = _size(tgt_vocab, "tgt_vocab")
+        own: Any = {"rng": check_rng(rng), "dtype": dtype}
+        self.src_vocab = check_count(src_vocab, "src_vocab")
+        self.tgt_vocab = check_count(tgt_vocab, "tgt_vocab")
         super().__init__(
             src_embedding=Embedding(src_vocab, d, 0, **own),
             encoder=kind(d, h // 2, bidirectional=True, **own),
@@ -180,7 +258,7 @@ class AttentionSeq2Seq(Composite):
         - `src`: (m, S) tokens to read; `src_mask`: (m, S), True at real ones.
         - `tgt`: (m, T), what the decoder is told to have written so far: the start first.
         """
-        tgt = _tokens(tgt, "tgt", self.tgt_vocab)
+        tgt = check_tokens(tgt, "tgt", self.tgt_vocab)
         (memory, state, mask), read = self._read(src, src_mask)
         if len(tgt) != len(memory):
             raise ValueError(f"tgt: expected {len(memory)} rows, as src has, "
@@ -195,7 +273,7 @@ class AttentionSeq2Seq(Composite):
         parts: Any = self.parts
         grads: dict[str, Any] = {}
         m, t, _ = write[-1].shape
-        _fitting(grad, (m, self.tgt_vocab, t), write[-1].dtype)
+        check_array(grad, (m, self.tgt_vocab, t), write[-1].dtype)
         grad = np.ascontiguousarray(grad.swapaxes(1, 2))
         memory, first = self._write_back(grad, write, grads)
         ends = memory, _each(_apart, first)
@@ -221,8 +299,8 @@ class AttentionSeq2Seq(Composite):
         rnn: Any = self.parts["decoder"]
         h, dtype = rnn.hidden_size, self.parts["head"].params["weight"].dtype
         own: list[Any] = [((h,), dtype)] * (1 + isinstance(rnn, LSTM))
-        *first, memory, mask = _held(state, own + [((None, h), dtype), ((None,), bool)])
-        tokens = _one_each(tokens, len(mask), self.tgt_vocab)
+        *first, memory, mask = check_state(state, own + [((None, h), dtype), ((None,), bool)])
+        tokens = check_step_tokens(tokens, len(mask), self.tgt_vocab)
         before = tuple(a[None] for a in first) if len(first) > 1 else first[0][None]
         logits, after, _ = self._write(tokens, memory, mask, before)
         return logits[:, 0], (_each(lambda a: a[0], after), memory, mask)
@@ -240,8 +318,8 @@ class AttentionSeq2Seq(Composite):
 
     def _read(self, src: Any, src_mask: Any) -> tuple[tuple[Any, ...], Any]:
         "Memory (m, S, hidden_size), first state and mask, and a cache."
-        src = _tokens(src, "src", self.src_vocab)
-        mask = _src_mask(src_mask, src.shape)
+        src = check_tokens(src, "src", self.src_vocab)
+        mask = None if src_mask is None else check_mask(src_mask, "src_mask", src.shape)
         parts: Any = self.parts
         x, src_cache = parts["src_embedding"].forward(src)
         (memory, last), cache = parts["encoder"].forward(x, mask=mask)
@@ -298,7 +376,7 @@ class BahdanauSeq2Seq(AttentionSeq2Seq):
                  hidden_size: int = 128, cell: str = "gru", score: str = "additive", *,
                  rng: np.random.Generator | int | None = None,
                  dtype: DTypeLike = np.float32):
-        rng, h = _generator(rng), hidden_size
+        rng, h = check_rng(rng), hidden_size
         super().__init__(src_vocab, tgt_vocab, embedding_dim, h, cell, score, rng=rng,
                          dtype=dtype)
         kind = GRU if cell == "gru" else LSTM
@@ -308,7 +386,7 @@ class BahdanauSeq2Seq(AttentionSeq2Seq):
                state: Any) -> tuple[np.ndarray, Any, Any]:
         parts: Any = self.parts
         y, tgt_cache = parts["tgt_embedding"].forward(tgt)
-        told, looked, seen, answers = [], [], [], []
+        told, looked, seen, outputs = [], [], [], []
         for t in range(y.shape[1]):
             query = (state[0] if isinstance(state, tuple) else state).swapaxes(0, 1)
             (c, weights), cache = parts["attention"].forward(query, memory, mask)
@@ -317,8 +395,8 @@ class BahdanauSeq2Seq(AttentionSeq2Seq):
             x = np.concatenate([y[:, t:t + 1], c], axis=2)
             (s, state), cache = parts["decoder"].forward(x, state)
             told.append(cache)
-            answers.append(np.concatenate([s, c], axis=2))
-        logits, answered = parts["head"].forward(np.concatenate(answers, axis=1))
+            outputs.append(np.concatenate([s, c], axis=2))
+        logits, answered = parts["head"].forward(np.concatenate(outputs, axis=1))
         alignment = np.concatenate(seen, axis=1)
         return logits, state, (tgt_cache, told, looked, answered, alignment)
 

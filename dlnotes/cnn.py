@@ -12,12 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .checking import _fitting, _input, as_float
-from .mlp import Layer, _random, _size
+from .core.arguments import as_float, check_array, check_count, check_input
+from .core.execution import compiled
+from .core.layers import Layer, uniform_parameters
+from .kernels.convolution import ConvPlan, conv_plan, tuned_conv2d
+from .kernels.convolution import tuned_conv2d_backward
+from .kernels.pooling import PoolPlan, tuned_avg_pool, tuned_avg_pool_backward
+from .kernels.pooling import tuned_max_pool, tuned_max_pool_backward
 
 # %% auto #0
-__all__ = ['conv_output_size', 'conv2d', 'conv2d_backward', 'Conv2d', 'max_pool2d', 'max_pool2d_backward', 'avg_pool2d',
-           'avg_pool2d_backward', 'MaxPool2d', 'AvgPool2d', 'Flatten']
+__all__ = ['conv_output_size', 'conv2d_kernel', 'conv2d_backward_kernel', 'conv2d', 'conv2d_backward', 'Conv2d',
+           'max_pool2d_kernel', 'max_pool2d_backward_kernel', 'avg_pool2d_kernel', 'avg_pool2d_backward_kernel',
+           'max_pool2d', 'max_pool2d_backward', 'avg_pool2d', 'avg_pool2d_backward', 'MaxPool2d', 'AvgPool2d',
+           'Flatten']
 
 # %% ../nbs/cnn.ipynb #fee938c4
 def _zeros(padding: int | str, kernel_size: int, dilation: int,
@@ -41,10 +48,10 @@ def conv_output_size(size: int, kernel_size: int, stride: int = 1,
       leave no place for the window.
     - Source: Dumoulin and Visin (2016).
     """
-    f, s, d = (_size(v, name) for v, name in ((kernel_size, "kernel_size"),
+    f, s, d = (check_count(v, name) for v, name in ((kernel_size, "kernel_size"),
                                               (stride, "stride"), (dilation, "dilation")))
     padding = _as_padding(padding, int)
-    return _places(_size(size, "size"), f, s, _zeros(padding, f, d, s), d, "size")
+    return _places(check_count(size, "size"), f, s, _zeros(padding, f, d, s), d, "size")
 
 # %% ../nbs/cnn.ipynb #0380d054
 def _places(size: int, kernel_size: int, stride: int, zeros: tuple[int, int],
@@ -82,13 +89,38 @@ def _as_padding(padding: Any, kind: type = tuple) -> Any:
     pair = _pair(padding, "padding", 0)
     return pair[0] if kind is int else pair
 
-# %% ../nbs/cnn.ipynb #9d6b9950
-from .convolution import _fast_conv2d, _fast_conv2d_backward, _plan, _Plan
+# %% ../nbs/cnn.ipynb #f6477251
+@compiled()
+def conv2d_kernel(x, weight, bias, stride, dilation, groups, z):
+    "Convolution of padded images x (m, in, H, W) into z (m, out, rows, columns)."
+    outputs, channels, height, width = weight.shape
+    for n, o, i, j in np.ndindex(z.shape):
+        first, total = o // (outputs // groups) * channels, bias[o]
+        for c in range(channels):
+            for u in range(height):
+                for v in range(width):
+                    total += weight[o, c, u, v] * x[n, first + c, i * stride + u * dilation,
+                                                    j * stride + v * dilation]
+        z[n, o, i, j] = total
+
+# %% ../nbs/cnn.ipynb #cb42bb36
+@compiled()
+def conv2d_backward_kernel(grad, x, weight, stride, dilation, groups, dx, dw):
+    "Adds to dx and dw the gradients with respect to padded images and weights."
+    outputs, channels, height, width = weight.shape
+    for n, o, i, j in np.ndindex(grad.shape):
+        first, g = o // (outputs // groups) * channels, grad[n, o, i, j]
+        for c in range(channels):
+            for u in range(height):
+                for v in range(width):
+                    row, column = i * stride + u * dilation, j * stride + v * dilation
+                    dw[o, c, u, v] += g * x[n, first + c, row, column]
+                    dx[n, first + c, row, column] += g * weight[o, c, u, v]
 
 # %% ../nbs/cnn.ipynb #24165f73
 @lru_cache(1024)
 def _checked_plan(x: tuple[int, ...], weight: tuple[int, ...], stride: tuple[int, int],
-                  padding: Any, dilation: tuple[int, int], groups: int) -> _Plan:
+                  padding: Any, dilation: tuple[int, int], groups: int) -> ConvPlan:
     "The plan of a convolution, or an error that says why there can be none."
     for name, shape in (("x", x), ("weight", weight)):
         if len(shape) != 4 or 0 in shape:
@@ -103,17 +135,17 @@ def _checked_plan(x: tuple[int, ...], weight: tuple[int, ...], stride: tuple[int
     zeros = tuple(_zeros(*axis) for axis in zip(words, weight[2:], dilation, stride))
     for axis in zip(x[2:], weight[2:], stride, zeros, dilation):
         _places(*axis, "x")
-    return _plan(x, weight, stride, zeros, dilation, groups)
+    return conv_plan(x, weight, stride, zeros, dilation, groups)
 
 # %% ../nbs/cnn.ipynb #4ac78b4f
 def _convolution(x: ArrayLike, weight: ArrayLike, stride: Any, padding: Any,
-                 dilation: Any, groups: int) -> tuple[np.ndarray, np.ndarray, _Plan]:
+                 dilation: Any, groups: int) -> tuple[np.ndarray, np.ndarray, ConvPlan]:
     "The arguments that forward and backward share, checked."
     x = as_float(x, "x")
     weight = as_float(weight, "weight", dtype=x.dtype)
     stride, dilation = _pair(stride, "stride", 1), _pair(dilation, "dilation", 1)
     return x, weight, _checked_plan(x.shape, weight.shape, stride, _as_padding(padding),
-                                    dilation, _size(groups, "groups"))
+                                    dilation, check_count(groups, "groups"))
 
 # %% ../nbs/cnn.ipynb #61e1c2f3
 def conv2d(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None,
@@ -134,7 +166,7 @@ def conv2d(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None,
     x, weight, plan = _convolution(x, weight, stride, padding, dilation, groups)
     if bias is not None:
         bias = as_float(bias, "bias", weight.shape[:1], x.dtype)
-    return np.ascontiguousarray(_fast_conv2d(x, weight, _bias(bias, weight), plan))
+    return np.ascontiguousarray(tuned_conv2d(x, weight, _bias(bias, weight), plan))
 
 # %% ../nbs/cnn.ipynb #e5bbfd15
 def _bias(bias: np.ndarray | None, weight: np.ndarray) -> np.ndarray:
@@ -151,7 +183,7 @@ def conv2d_backward(grad: ArrayLike, x: ArrayLike, weight: ArrayLike, stride: An
       as `conv2d` does.
     """
     x, weight, plan = _convolution(x, weight, stride, padding, dilation, groups)
-    grads = _fast_conv2d_backward(as_float(grad, "grad", plan.out, x.dtype), x, weight, plan)
+    grads = tuned_conv2d_backward(as_float(grad, "grad", plan.out, x.dtype), x, weight, plan)
     return np.ascontiguousarray(grads[0]), grads[1], grads[2]
 
 # %% ../nbs/cnn.ipynb #a0b5f1d9
@@ -170,8 +202,8 @@ class Conv2d(Layer):
                  stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
                  bias: bool = True, *, rng: np.random.Generator | int | None = None,
                  dtype: DTypeLike = np.float32):
-        c, o = _size(in_channels, "in_channels"), _size(out_channels, "out_channels")
-        kernel, self.groups = _pair(kernel_size, "kernel_size", 1), _size(groups, "groups")
+        c, o = check_count(in_channels, "in_channels"), check_count(out_channels, "out_channels")
+        kernel, self.groups = _pair(kernel_size, "kernel_size", 1), check_count(groups, "groups")
         if c % groups or o % groups:
             raise ValueError(f"groups: expected a divisor of {c} and {o}, got {groups}")
         self.stride, self.padding = _pair(stride, "stride", 1), _as_padding(padding)
@@ -180,27 +212,27 @@ class Conv2d(Layer):
             _zeros("same", 1, 1, max(self.stride))
         shapes = {"weight": (o, c // groups, *kernel), "bias": (o,)}
         inputs = c // groups * kernel[0] * kernel[1]
-        self.params = _random(shapes, inputs, rng, dtype)
+        self.params = uniform_parameters(shapes, inputs, rng, dtype)
         if not bias:
             del self.params["bias"]
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         weight = self.params["weight"]
         bias = _bias(self.params.get("bias"), weight)
-        _fitting(bias, weight.shape[:1], weight.dtype, "bias")
-        x = _input(x, like=weight)
+        check_array(bias, weight.shape[:1], weight.dtype, "bias")
+        x = check_input(x, like=weight)
         plan = _checked_plan(x.shape, weight.shape, self.stride, self.padding,
                              self.dilation, self.groups)
-        return _fast_conv2d(x, weight, bias, plan), (x, plan)
+        return tuned_conv2d(x, weight, bias, plan), (x, plan)
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
         (x, plan), weight = cache, self.params["weight"]
-        _fitting(weight, (plan.out[1], plan.inputs, *weight.shape[2:]), x.dtype, "weight")
+        check_array(weight, (plan.out[1], plan.inputs, *weight.shape[2:]), x.dtype, "weight")
         if weight[0, 0].size != plan.taps.size:
             raise ValueError(f"cache: not of a layer with weights of shape {weight.shape}")
-        grad = _fitting(_input(grad, "grad", x), plan.out, x.dtype)
-        grad_x, *grads = _fast_conv2d_backward(grad, x, weight, plan, input_grad)
+        grad = check_array(check_input(grad, "grad", x), plan.out, x.dtype)
+        grad_x, *grads = tuned_conv2d_backward(grad, x, weight, plan, input_grad)
         named = zip(("weight", "bias"), grads)
         return grad_x, {name: g for name, g in named if name in self.params}
 
@@ -217,13 +249,48 @@ def _short(pair: Any) -> str:
     "A pair as it may be written: one number if both are equal."
     return str(pair[0] if pair[0] == pair[1] else tuple(pair))
 
-# %% ../nbs/cnn.ipynb #5249d0c3
-from .pooling import _avg_pooled, _avg_pooled_grad, _max_pooled, _max_pooled_grad, _Pool
+# %% ../nbs/cnn.ipynb #770bb7d3
+@compiled()
+def max_pool2d_kernel(x, size, stride, z, where):
+    "Maxima of windows of x (m, channels, H, W), and where in its window each was found."
+    for n, c, i, j in np.ndindex(z.shape):
+        z[n, c, i, j] = -np.inf
+        for k in range(size * size):
+            value = x[n, c, i * stride + k // size, j * stride + k % size]
+            if value > z[n, c, i, j]:
+                z[n, c, i, j], where[n, c, i, j] = value, k
+
+# %% ../nbs/cnn.ipynb #5a9bb79d
+@compiled()
+def max_pool2d_backward_kernel(grad, where, size, stride, dx):
+    "Adds each gradient to the pixel of dx that was the maximum."
+    for n, c, i, j in np.ndindex(grad.shape):
+        k = where[n, c, i, j]
+        dx[n, c, i * stride + k // size, j * stride + k % size] += grad[n, c, i, j]
+
+# %% ../nbs/cnn.ipynb #e6a561aa
+@compiled()
+def avg_pool2d_kernel(x, size, stride, z):
+    "Means of windows of x (m, channels, H, W)."
+    for n, c, i, j in np.ndindex(z.shape):
+        total = x.dtype.type(0)
+        for k in range(size * size):
+            total += x[n, c, i * stride + k // size, j * stride + k % size]
+        z[n, c, i, j] = total / (size * size)
+
+# %% ../nbs/cnn.ipynb #970592e0
+@compiled()
+def avg_pool2d_backward_kernel(grad, size, stride, dx):
+    "Adds an equal part of each gradient to all pixels of its window."
+    for n, c, i, j in np.ndindex(grad.shape):
+        for k in range(size * size):
+            dx[n, c, i * stride + k // size, j * stride + k % size] += (
+                grad[n, c, i, j] / (size * size))
 
 # %% ../nbs/cnn.ipynb #d295cd85
 @lru_cache(1024)
 def _pool(x: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int],
-          padding: tuple[int, int]) -> _Pool:
+          padding: tuple[int, int]) -> PoolPlan:
     "The plan of a pooling, or an error that says why there can be none."
     if len(x) != 4 or 0 in x:
         raise ValueError(f"x: expected four axes, none of length 0, got {x}")
@@ -233,12 +300,12 @@ def _pool(x: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int],
     size = [_places(n, k, s, (p, p), 1, "x")
             for n, k, s, p in zip(x[2:], kernel, stride, padding)]
     plain = (kernel, stride, padding) == ((2, 2), (2, 2), (0, 0))
-    return _Pool((*x[:2], size[0], size[1]), (kernel, stride, padding), plain,
+    return PoolPlan((*x[:2], size[0], size[1]), (kernel, stride, padding), plain,
                  x[2] % 2 == x[3] % 2 == 0)
 
 # %% ../nbs/cnn.ipynb #ba6ce253
 def _pooling(x: ArrayLike, kernel_size: Any, stride: Any,
-             padding: Any) -> tuple[np.ndarray, _Pool]:
+             padding: Any) -> tuple[np.ndarray, PoolPlan]:
     "The arguments of a pooling, checked."
     x, kernel = as_float(x, "x"), _pair(kernel_size, "kernel_size", 1)
     stride = kernel if stride is None else _pair(stride, "stride", 1)
@@ -257,7 +324,7 @@ def max_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None,
       settings that do not fit.
     - Source: Jarrett et al. (2009).
     """
-    return _max_pooled(*_pooling(x, kernel_size, stride, padding))[0]
+    return tuned_max_pool(*_pooling(x, kernel_size, stride, padding))[0]
 
 # %% ../nbs/cnn.ipynb #dbd6cc69
 def max_pool2d_backward(grad: ArrayLike, x: ArrayLike, kernel_size: Any, stride: Any = None,
@@ -268,7 +335,7 @@ def max_pool2d_backward(grad: ArrayLike, x: ArrayLike, kernel_size: Any, stride:
     """
     x, plan = _pooling(x, kernel_size, stride, padding)
     grad = as_float(grad, "grad", plan.out, x.dtype)
-    return _max_pooled_grad(grad, _max_pooled(x, plan)[1], x.shape, plan)
+    return tuned_max_pool_backward(grad, tuned_max_pool(x, plan)[1], x.shape, plan)
 
 # %% ../nbs/cnn.ipynb #64376e0f
 def avg_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None,
@@ -278,7 +345,7 @@ def avg_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None,
     - Shapes, settings and errors as for `max_pool2d`.
     - Source: LeCun et al. (1998).
     """
-    return _avg_pooled(*_pooling(x, kernel_size, stride, padding))
+    return tuned_avg_pool(*_pooling(x, kernel_size, stride, padding))
 
 # %% ../nbs/cnn.ipynb #5816d1c5
 def avg_pool2d_backward(grad: ArrayLike, x: ArrayLike, kernel_size: Any, stride: Any = None,
@@ -288,7 +355,7 @@ def avg_pool2d_backward(grad: ArrayLike, x: ArrayLike, kernel_size: Any, stride:
     - `grad`: that by its answer; the rest, and what is raised, as for `max_pool2d`.
     """
     x, plan = _pooling(x, kernel_size, stride, padding)
-    return _avg_pooled_grad(as_float(grad, "grad", plan.out, x.dtype), x.shape, plan)
+    return tuned_avg_pool_backward(as_float(grad, "grad", plan.out, x.dtype), x.shape, plan)
 
 # %% ../nbs/cnn.ipynb #8ac1b521
 class _Pooling(Layer):
@@ -300,8 +367,8 @@ class _Pooling(Layer):
         self.stride = self.kernel_size if stride is None else _pair(stride, "stride", 1)
         _pool((1, 1, *self.kernel_size), self.kernel_size, self.stride, self.padding)
 
-    def _plan(self, x: np.ndarray) -> tuple[np.ndarray, _Pool]:
-        x = _input(x)
+    def _plan(self, x: np.ndarray) -> tuple[np.ndarray, PoolPlan]:
+        x = check_input(x)
         return x, _pool(x.shape, self.kernel_size, self.stride, self.padding)
 
     def __repr__(self) -> str:
@@ -315,31 +382,31 @@ class MaxPool2d(_Pooling):
     "The largest number of each window; settings and errors as for `max_pool2d`."
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         x, plan = self._plan(x)
-        z, where = _max_pooled(x, plan)
+        z, where = tuned_max_pool(x, plan)
         return z, (where, x.shape, x.dtype, plan)
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
         where, shape, dtype, plan = cache
-        return _max_pooled_grad(_fitting(grad, plan.out, dtype), where, shape, plan), {}
+        return tuned_max_pool_backward(check_array(grad, plan.out, dtype), where, shape, plan), {}
 
 # %% ../nbs/cnn.ipynb #c05a00e1
 class AvgPool2d(_Pooling):
     "The mean of each window; settings and errors as for `avg_pool2d`."
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         x, plan = self._plan(x)
-        return _avg_pooled(x, plan), (x.shape, x.dtype, plan)
+        return tuned_avg_pool(x, plan), (x.shape, x.dtype, plan)
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
         shape, dtype, plan = cache
-        return _avg_pooled_grad(_fitting(grad, plan.out, dtype), shape, plan), {}
+        return tuned_avg_pool_backward(check_array(grad, plan.out, dtype), shape, plan), {}
 
 # %% ../nbs/cnn.ipynb #d43ba603
 class Flatten(Layer):
     "(m, ...) to (m, k): all numbers of an example in one row."
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
-        x = _input(x)
+        x = check_input(x)
         if x.ndim < 2:
             raise ValueError(f"x: expected shape (m, ...), got {x.shape}")
         rows = x.reshape(len(x), math.prod(x.shape[1:]))
@@ -348,4 +415,4 @@ class Flatten(Layer):
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
         rows, shape, dtype = cache
-        return _fitting(grad, rows, dtype).reshape(shape), {}
+        return check_array(grad, rows, dtype).reshape(shape), {}

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .checking import _array, _count, _fits, _fitting
-from .decoding import _logits
+from .core.arguments import check_array, check_count, check_flag, check_mask
+from .core.arguments import check_real, check_rng, check_state, check_step_tokens
+from .core.arguments import check_tokens
+from .core.execution import compiled
+from .core.layers import Composite
 from .lstm import GRU, LSTM
-from .mlp import Composite, Linear, _size
-from .recurrent import _generator
+from .mlp import Linear, log_softmax
 from .rnn import Embedding
 
 # %% auto #0
-__all__ = ['Encoder', 'Decoder', 'Seq2Seq', 'greedy_decode']
+__all__ = ['Encoder', 'Decoder', 'Seq2Seq', 'greedy_step_kernel', 'greedy_decode', 'top_kernel', 'beam_search']
 
 # %% ../nbs/encoder_decoder.ipynb #43b24789
 _CELLS: dict[str, Any] = {"gru": GRU, "lstm": LSTM}
@@ -56,7 +58,7 @@ class Encoder(Composite):
                  bidirectional: bool = False, *,
                  rng: np.random.Generator | int | None = None,
                  dtype: DTypeLike = np.float32):
-        own: dict[str, Any] = {"rng": _generator(rng), "dtype": dtype}
+        own: dict[str, Any] = {"rng": check_rng(rng), "dtype": dtype}
         super().__init__(
             embedding=Embedding(vocab, embedding_dim, 0, **own),
             rnn=_recurrent(cell, embedding_dim, hidden_size, bidirectional=bidirectional, **own))
@@ -93,7 +95,7 @@ class Decoder(Composite):
     def __init__(self, vocab: int, embedding_dim: int, hidden_size: int, context_size: int,
                  cell: str = "gru", *, rng: np.random.Generator | int | None = None,
                  dtype: DTypeLike = np.float32):
-        own: dict[str, Any] = {"rng": _generator(rng), "dtype": dtype}
+        own: dict[str, Any] = {"rng": check_rng(rng), "dtype": dtype}
         super().__init__(
             bridge=Linear(context_size, hidden_size, **own),
             embedding=Embedding(vocab, embedding_dim, 0, **own),
@@ -116,7 +118,7 @@ class Decoder(Composite):
         if y.ndim != 3:
             raise ValueError(f"tgt: expected shape (m, T), got {embedded.shape}")
         size = self.parts["bridge"].params["weight"].shape[1]
-        _fitting(context, (len(y), size), y.dtype, "context")
+        check_array(context, (len(y), size), y.dtype, "context")
         state, begun = self.first(context) if state is None else (state, None)
         every = np.repeat(context[:, None], y.shape[1], axis=1)
         rnn: Any = self.parts["rnn"]
@@ -141,56 +143,6 @@ class Decoder(Composite):
         dc, grads["bridge"] = parts["bridge"].backward(dz, begun)
         return dc + dx[:, :, width:].sum(axis=1), self._join(grads)
 
-# %% ../nbs/encoder_decoder.ipynb #f33866ea
-def _tokens(ids: Any, name: str, n: int) -> np.ndarray:
-    "Rows of tokens below `n`, at least one of at least one."
-    ids = _array(ids, name)
-    if ids.ndim != 2 or ids.dtype.kind not in "iu":
-        raise ValueError(f"{name}: expected whole numbers (m, time), got {ids.dtype} of shape "
-                         f"{ids.shape}")
-    if not ids.size:
-        raise ValueError(f"{name}: expected at least one token, got shape {ids.shape}")
-    if ids.min() < 0 or ids.max() >= n:
-        raise ValueError(f"{name}: expected tokens from 0 to {n - 1}, got {ids.min()} to "
-                         f"{ids.max()}")
-    return ids
-
-# %% ../nbs/encoder_decoder.ipynb #cc91f4f7
-def _src_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    "`mask` if it is boolean and has that shape, or None."
-    if mask is None:
-        return None
-    mask = _array(mask, "src_mask")
-    if mask.dtype != bool:
-        raise TypeError(f"src_mask: expected True and False, got dtype {mask.dtype}")
-    if mask.shape != shape:
-        raise ValueError(f"src_mask: expected shape {shape}, as src has, got {mask.shape}")
-    return mask
-
-# %% ../nbs/encoder_decoder.ipynb #a94c7e30
-def _held(state: Any, kinds: list[tuple[tuple[int | None, ...], Any]]) -> list[np.ndarray]:
-    "The arrays of a state, if they are (m, ...) of these shapes and dtypes."
-    arrays = _leaves(state)
-    fits = len(arrays) == len(kinds) and all(
-        isinstance(a, np.ndarray) and a.dtype == dtype and _fits(a.shape[1:], shape)
-        and len(a) == len(arrays[0]) for a, (shape, dtype) in zip(arrays, kinds))
-    if not fits:
-        raise ValueError(f"state: expected what encode or step gave, got {state!r:.80}")
-    return arrays
-
-
-def _leaves(state: Any) -> list[Any]:
-    nested = isinstance(state, (tuple, list))
-    return [a for part in state for a in _leaves(part)] if nested else [state]
-
-# %% ../nbs/encoder_decoder.ipynb #e27b5d18
-def _one_each(tokens: Any, m: int, n: int) -> np.ndarray:
-    "One token below `n` for each of `m` rows of a state, (m, 1)."
-    tokens = _array(tokens, "tokens")
-    if tokens.shape != (m,):
-        raise ValueError(f"tokens: expected {m}, as the state is of, got shape {tokens.shape}")
-    return _tokens(tokens[:, None], "tokens", n)
-
 # %% ../nbs/encoder_decoder.ipynb #7a2ef33c
 class Seq2Seq(Composite):
     """An `Encoder`, a context of fixed size, and a `Decoder` that sees it at every step.
@@ -210,8 +162,8 @@ class Seq2Seq(Composite):
                  hidden_size: int = 128, cell: str = "gru", bidirectional: bool = False, *,
                  rng: np.random.Generator | int | None = None,
                  dtype: DTypeLike = np.float32):
-        own: dict[str, Any] = {"rng": _generator(rng), "dtype": dtype}
-        self.src_vocab, self.tgt_vocab = _size(src_vocab, "src_vocab"), _size(
+        own: dict[str, Any] = {"rng": check_rng(rng), "dtype": dtype}
+        self.src_vocab, self.tgt_vocab = check_count(src_vocab, "src_vocab"), check_count(
             tgt_vocab, "tgt_vocab")
         self.encoder = Encoder(src_vocab, embedding_dim, hidden_size, cell, bidirectional, **own)
         self.decoder = Decoder(tgt_vocab, embedding_dim, hidden_size,
@@ -225,10 +177,11 @@ class Seq2Seq(Composite):
         - `src`: (m, S) tokens to read; `src_mask`: (m, S), True at real ones.
         - `tgt`: (m, T), what was written so far: the start token first.
         """
-        src, tgt = _tokens(src, "src", self.src_vocab), _tokens(tgt, "tgt", self.tgt_vocab)
+        src = check_tokens(src, "src", self.src_vocab)
+        tgt = check_tokens(tgt, "tgt", self.tgt_vocab)
         if len(tgt) != len(src):
             raise ValueError(f"tgt: expected {len(src)} rows, as src has, got {len(tgt)}")
-        context, read = self.encoder.forward(src, _src_mask(src_mask, src.shape))
+        context, read = self.encoder.forward(src, self._mask(src_mask, src))
         (logits, _), written = self.decoder.forward(tgt, context)
         return logits.transpose(0, 2, 1), (read, written, logits.shape)
 
@@ -236,19 +189,22 @@ class Seq2Seq(Composite):
                  ) -> tuple[Any, dict[str, np.ndarray]]:
         "(None, the gradients by `params`): tokens have no slope."
         read, written, (m, t, v) = cache
-        _fitting(grad, (m, v, t), self.params["decoder.head.weight"].dtype)
+        check_array(grad, (m, v, t), self.params["decoder.head.weight"].dtype)
         grad = np.ascontiguousarray(grad.transpose(0, 2, 1))
         context, by_decoder = self.decoder.backward(grad, written)
         _, by_encoder = self.encoder.backward(context, read)
         return None, self._join({"encoder": by_encoder, "decoder": by_decoder})
+
+    def _mask(self, src_mask: Any, src: np.ndarray) -> np.ndarray | None:
+        return None if src_mask is None else check_mask(src_mask, "src_mask", src.shape)
 
     def encode(self, src: np.ndarray, src_mask: Any = None) -> tuple[np.ndarray, ...]:
         """What the decoder begins with: the context and its first state.
 
         - `src`, `src_mask`: as for `forward`. Returns arrays (m, ...), a row a source.
         """
-        src = _tokens(src, "src", self.src_vocab)
-        context = self.encoder(src, _src_mask(src_mask, src.shape))
+        src = check_tokens(src, "src", self.src_vocab)
+        context = self.encoder(src, self._mask(src_mask, src))
         return context, *_by_row(self.decoder.first(context)[0])
 
     def step(self, tokens: np.ndarray, state: tuple[np.ndarray, ...],
@@ -260,8 +216,8 @@ class Seq2Seq(Composite):
         rnn: Any = self.decoder.parts["rnn"]
         weight = self.decoder.parts["bridge"].params["weight"]
         kinds: list[Any] = [((n,), weight.dtype) for n in weight.shape[::-1]]
-        context, *own = _held(state, kinds + kinds[1:] * isinstance(rnn, LSTM))
-        tokens = _one_each(tokens, len(context), self.tgt_vocab)
+        context, *own = check_state(state, kinds + kinds[1:] * isinstance(rnn, LSTM))
+        tokens = check_step_tokens(tokens, len(context), self.tgt_vocab)
         before = tuple(a[None] for a in own)
         logits, last = self.decoder(tokens, context, before if len(before) > 1 else before[0])
         return logits[:, 0], (context, *_by_row(last))
@@ -277,6 +233,31 @@ def _by_row(state: Any) -> tuple[np.ndarray, ...]:
     "The arrays of a recurrent layer's state, a row for each example."
     return tuple(a[0] for a in (state if isinstance(state, tuple) else (state,)))
 
+# %% ../nbs/encoder_decoder.ipynb #b3d94f26
+def _logits(logits: np.ndarray) -> np.ndarray:
+    "Logits (m, vocab), if all are numbers or -inf."
+    if not (logits < np.inf).all():
+        raise ValueError("logits: expected finite numbers or -inf, got NaN or infinity")
+    return logits
+
+
+def _log_p(logits: np.ndarray) -> np.ndarray:
+    "Logarithms of the probabilities in float64, -inf where the logit is."
+    finite = np.maximum(logits, -1e300, dtype=np.float64)
+    return np.where(logits == -np.inf, -np.inf, log_softmax(finite))
+
+# %% ../nbs/encoder_decoder.ipynb #9939c4fe
+@compiled()
+def greedy_step_kernel(logits, end, done, tokens, written):
+    "The likeliest token of each row of logits (m, vocab), and what is written; sets done (m,)."
+    for i in range(len(logits)):
+        tokens[i] = 0
+        for k in range(1, logits.shape[1]):
+            if logits[i, k] > logits[i, tokens[i]]:
+                tokens[i] = k
+        written[i] = 0 if done[i] else tokens[i]
+        done[i] |= tokens[i] == end
+
 # %% ../nbs/encoder_decoder.ipynb #e2166d1d
 def greedy_decode(model: Any, src: np.ndarray, src_mask: Any = None, *,
                   max_length: int = 64, start: int = 1, end: int = 2) -> np.ndarray:
@@ -291,13 +272,120 @@ def greedy_decode(model: Any, src: np.ndarray, src_mask: Any = None, *,
     - Raises as the model does, ValueError on logits of NaN or infinity, and ValueError or
       TypeError on other numbers.
     """
-    start, end = _count(start, "start", 0), _count(end, "end", 0)
-    steps, state = _count(max_length, "max_length"), model.encode(src, src_mask)
+    start, end = check_count(start, "start", 0), check_count(end, "end", 0)
+    steps, state = check_count(max_length, "max_length"), model.encode(src, src_mask)
     tokens, done = np.full(len(src), start), np.zeros(len(src), bool)
     written: list[np.ndarray] = []
     while len(written) < steps and not done.all():
         logits, state = model.step(tokens, state)
-        tokens = _logits(logits).argmax(axis=1)
-        written.append(np.where(done, 0, tokens))
-        done |= tokens == end
+        written.append(np.empty(len(src), np.int64))
+        greedy_step_kernel(_logits(logits), end, done, tokens, written[-1])
     return np.stack(written, axis=1)
+
+# %% ../nbs/encoder_decoder.ipynb #8ef4ede3
+def _rows(state: Any, rows: np.ndarray) -> Any:
+    "Those rows of all arrays in a state, which is an array or a tuple of states."
+    return tuple(_rows(a, rows) for a in state) if isinstance(state, tuple) else state[rows]
+
+# %% ../nbs/encoder_decoder.ipynb #4da3da21
+@compiled()
+def top_kernel(rows, best):
+    "The places best (n, k) of the k largest entries of each row, from the largest down."
+    n, k = best.shape
+    for i in range(n):
+        for j in range(rows.shape[1]):
+            at = min(j, k)  # so many have been kept
+            while at > 0 and rows[i, j] > rows[i, best[i, at - 1]]:
+                if at < k:
+                    best[i, at] = best[i, at - 1]
+                at -= 1
+            if at < k:
+                best[i, at] = j
+
+# %% ../nbs/encoder_decoder.ipynb #cc910028
+class _Beams:
+    "The hypotheses of a beam search, `size` for each of `n` sources."
+    def __init__(self, n: int, size: int, most: int, alpha: float, early: bool):
+        self.size, self.most, self.alpha, self.early = size, most, alpha, early
+        self.scores = np.full((n, size), -np.inf)  # log-probabilities
+        self.scores[:, 0] = 0                      # at first there is but one
+        self.written = np.zeros((n, size, 0), np.int64)
+        self.best, self.finished = np.full(n, -np.inf), np.zeros(n, np.int64)
+        self.outputs: list[list[int]] = [[] for _ in range(n)]
+
+    def over(self) -> np.ndarray:
+        "Which sources have none left that could still be best, or, if early, `size` finished."
+        hope = self.scores.max(axis=1) / self.most ** self.alpha
+        return (hope <= self.best) | (self.early & (self.finished >= self.size))
+
+    def grow(self, logp: np.ndarray, end: int) -> tuple[np.ndarray, np.ndarray]:
+        "Take the best continuations; returns from which they come, and their tokens."
+        n, size, vocab = logp.shape
+        total = (self.scores[:, :, None] + logp).reshape(n, -1)
+        order = np.empty((n, min(2 * size, total.shape[1])), np.int64)  # half may end
+        top_kernel(total, order)
+        score, parent, token = np.take_along_axis(total, order, 1), order // vocab, order % vocab
+        ended = (token == end) & (score > -np.inf)
+        self._finish(score, parent, ended[:, :size], end)
+        live = np.argsort(ended, axis=1, kind="stable")[:, :size]
+        self.scores, parent, token = (np.take_along_axis(a, live, 1)
+                                      for a in (score, parent, token))
+        self.written = np.concatenate([np.take_along_axis(self.written, parent[:, :, None], 1),
+                                       token[:, :, None]], axis=2)
+        return parent, token
+
+    def _finish(self, score: np.ndarray, parent: np.ndarray, ended: np.ndarray, end: int) -> None:
+        "Keep the likeliest of those that end now, where it is the best so far."
+        rows, j = np.arange(len(ended)), ended.argmax(axis=1)
+        length = self.written.shape[2] + 1
+        own = np.where(ended[rows, j], score[rows, j] / length ** self.alpha, -np.inf)
+        for i in np.flatnonzero((own > self.best) & ~self.over()):
+            self.best[i] = own[i]
+            self.outputs[i] = [*self.written[i, parent[i, j[i]]].tolist(), end]
+        self.finished += ended.sum(axis=1)
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        "The best finished ones, or where there are none, the best of the others."
+        for i in np.flatnonzero(self.finished == 0):
+            j, length = self.scores[i].argmax(), self.written.shape[2]
+            self.best[i] = self.scores[i, j] / length ** self.alpha
+            self.outputs[i] = self.written[i, j].tolist()
+        ids = np.zeros((len(self.outputs), max(map(len, self.outputs))), np.int64)
+        for row, output in zip(ids, self.outputs):
+            row[:len(output)] = output
+        return ids, self.best
+
+# %% ../nbs/encoder_decoder.ipynb #d343e886
+def beam_search(model: Any, src: np.ndarray, src_mask: Any = None, *, beam_size: int = 4,
+                max_length: int = 64, length_penalty: float = 0.0,
+                early_stopping: bool = True, start: int = 1,
+                end: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    r"""The best answers found when the best beginnings are kept at each step.
+
+    - `model`, `src`, `src_mask`, `max_length`, `start`, `end`: as for `greedy_decode`; call
+      `model.eval()` first.
+    - `beam_size`: how many beginnings are kept; it may be above the number of tokens.
+    - `length_penalty`: $\alpha$ in $\log p / \ell^\alpha$, by which finished answers of
+      $\ell$ tokens are compared. 0: the likeliest wins; 1: the mean over the tokens.
+    - Returns ids (m, L) int64, as `greedy_decode`, and their scores (m,) float64. An
+      unfinished answer is given only where none is finished after `max_length` steps.
+    - A logit of -inf forbids a token; the score is -inf where all answers are forbidden.
+    - Ends when none left could become the best, and if `early_stopping` also when `beam_size`
+      answers are finished. A model that is sure of long answers finishes bad short ones first:
+      for it, False is better.
+    - Raises as the model does, ValueError on logits of NaN or infinity, and ValueError or
+      TypeError on other numbers.
+    - Source: Graves (2012); Sutskever, Vinyals and Le (2014).
+    """
+    size, most = check_count(beam_size, "beam_size"), check_count(max_length, "max_length")
+    check_flag(early_stopping, "early_stopping")
+    alpha, end = check_real(length_penalty, "length_penalty"), check_count(end, "end", 0)
+    n, state = len(src), model.encode(src, src_mask)
+    beams = _Beams(n, size, most, alpha, bool(early_stopping))
+    tokens = np.full((n, size), check_count(start, "start", 0))
+    state = _rows(state, np.repeat(np.arange(n), size))
+    while beams.written.shape[2] < most and not beams.over().all():
+        logits, state = model.step(tokens.reshape(-1), state)
+        parent, tokens = beams.grow(_log_p(_logits(logits)).reshape(n, size, -1), end)
+        state = _rows(state, (parent + size * np.arange(n)[:, None]).reshape(-1))
+    return beams.result()

@@ -6,38 +6,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from numbers import Real
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .checking import _fitting, _input, _instance, _real, compiled
-from .mlp import Layer, _random, _size
-from .elementary import _LANES, _filled, _lanes, _total, _wide
-from .normalization import _batch_norm, _batch_norm_grad
-from .normalization import _layer_norm, _layer_norm_grad
-from .recurrent import _flag
+from .core.arguments import check_array, check_count, check_flag
+from .core.arguments import check_float_dtype, check_input, check_real, check_rng
+from .core.execution import compiled
+from .core.layers import Layer
+from .kernels.normalization import tuned_batch_norm, tuned_batch_norm_backward
+from .kernels.normalization import tuned_layer_norm, tuned_layer_norm_backward
 
 # %% auto #0
-__all__ = ['xavier_normal', 'xavier_uniform', 'kaiming_normal', 'kaiming_uniform', 'orthogonal', 'clip_grad_norm', 'BatchNorm',
-           'LayerNorm']
+__all__ = ['xavier_normal', 'xavier_uniform', 'kaiming_normal', 'kaiming_uniform', 'orthogonal', 'batch_norm_kernel',
+           'batch_norm_backward_kernel', 'BatchNorm', 'layer_norm_kernel', 'layer_norm_backward_kernel', 'LayerNorm']
 
 # %% ../nbs/gradients.ipynb #956163d0
 def _fans(shape: Sequence[int]) -> tuple[int, int]:
     "Inputs of one output, and outputs that one input goes to."
     if not isinstance(shape, (tuple, list)) or len(shape) < 2:
         raise ValueError(f"shape: expected (out, in, ...), got {shape!r}")
-    out, inputs, *kernel = (_size(n, "shape") for n in shape)
+    out, inputs, *kernel = (check_count(n, "shape") for n in shape)
     return inputs * math.prod(kernel), out * math.prod(kernel)
 
 # %% ../nbs/gradients.ipynb #96e27a33
 def _drawn(shape: Sequence[int], std: float, even: bool, rng: Any,
            dtype: DTypeLike) -> np.ndarray:
     "An array of mean 0 and standard deviation `std`, normal or even."
-    _random({}, 1, rng, dtype)  # refuses what is no seed and no float
-    draw, width = np.random.default_rng(rng), math.sqrt(3) * std
+    check_float_dtype(dtype)
+    draw, width = check_rng(rng), math.sqrt(3) * std
     a = draw.uniform(-width, width, shape) if even else draw.normal(0, std, shape)
     return a.astype(dtype)
 
@@ -64,7 +63,7 @@ def xavier_uniform(shape: Sequence[int], gain: float = 1.0, *,
 
 
 def _xavier(shape, gain, even, rng, dtype):
-    std = _real(gain, "gain") * math.sqrt(2 / sum(_fans(shape)))
+    std = check_real(gain, "gain") * math.sqrt(2 / sum(_fans(shape)))
     return _drawn(shape, std, even, rng, dtype)
 
 # %% ../nbs/gradients.ipynb #bd83166f
@@ -94,7 +93,7 @@ def kaiming_uniform(shape: Sequence[int], a: float = 0.0, mode: str = "fan_in",
 def _kaiming(shape, a, mode, nonlinearity, even, rng, dtype):
     fans = dict(zip(("fan_in", "fan_out"), _fans(shape)))
     gains = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2),
-             "leaky_relu": math.sqrt(2 / (1 + _real(a, "a", -1e15)**2))}
+             "leaky_relu": math.sqrt(2 / (1 + check_real(a, "a", -1e15)**2))}
     for value, name, known in ((mode, "mode", fans), (nonlinearity, "nonlinearity", gains)):
         if not isinstance(value, str) or value not in known:
             raise ValueError(f"{name}: expected one of {list(known)}, got {value!r}")
@@ -110,59 +109,40 @@ def orthogonal(shape: Sequence[int], gain: float = 1.0, *,
       one. All singular values are `gain`.
     - Source: Saxe et al. (2014); PyTorch's `orthogonal_`.
     """
-    inputs, gain = _fans(shape)[0], _real(gain, "gain")
+    inputs, gain = _fans(shape)[0], check_real(gain, "gain")
     size = (shape[0], inputs)
     normal = _drawn((max(size), min(size)), 1.0, False, rng, np.float64)
-    _random({}, 1, rng, dtype)
+    check_float_dtype(dtype)
     q, r = np.linalg.qr(normal)
     q *= gain * np.copysign(1, r.diagonal())  # so that each is as likely
     return (q if size[0] >= size[1] else q.T).reshape(shape).astype(dtype, order="C")
 
-# %% ../nbs/gradients.ipynb #fbadb042
+# %% ../nbs/gradients.ipynb #454bd1d7
 @compiled()
-def _squares(g):
-    "The sum of the squares, in float64."
-    total, zero = _filled(0.0), g.dtype.type(0)
-    for i in range(0, g.size, _LANES):
-        part = _wide(_lanes(g, i, zero))
-        total = total + part * part
-    return _total(total)
+def batch_norm_kernel(x, gamma, beta, eps, y, mean, rstd):
+    "Each column of x (m, n) gets mean 0 and variance 1, then gamma and beta, into y."
+    m, n = x.shape
+    for j in range(n):
+        mean[j] = x[:, j].sum() / m
+        var = ((x[:, j] - mean[j])**2).sum() / m
+        rstd[j] = 1 / np.sqrt(var + eps)
+        for i in range(m):
+            y[i, j] = gamma[j] * (x[i, j] - mean[j]) * rstd[j] + beta[j]
 
-
-def _norm(g: np.ndarray) -> float:
-    "The root of the sum of the squares, also where these overflow."
-    flat = g.ravel()
-    norm = math.sqrt(_squares(flat))
-    if 1e-150 < norm < 1e150 or not g.size:
-        return norm
-    top = float(abs(flat).max())
-    return top * math.sqrt(_squares(flat / top)) if 0 < top < math.inf else top
-
-# %% ../nbs/gradients.ipynb #f844ac0b
-def clip_grad_norm(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
-    r"""Shorten gradients, all together, to length $\tau$ where they are longer.
-
-    - `grads`: name -> array, changed in place; `max_norm`: $\tau$, from 0; infinity only
-      measures. Returns the length before.
-    - Where the length is infinite or NaN, the gradients stay as they are.
-    - Raises TypeError or ValueError on other arguments; then nothing was changed.
-    - Source: Pascanu et al. (2013).
-    """
-    _instance(grads, Mapping, "grads")
-    for name, g in grads.items():
-        if not isinstance(g, np.ndarray) or g.dtype not in (np.float32, np.float64):
-            raise TypeError(f"grads[{name!r}]: expected a float32 or float64 array, "
-                            f"got {getattr(g, 'dtype', type(g).__name__)}")
-        if not g.flags.writeable:
-            raise ValueError(f"grads[{name!r}]: expected an array that can be written to")
-    endless = isinstance(max_norm, Real) and max_norm == math.inf
-    limit = math.inf if endless else _real(max_norm, "max_norm", 0, math.inf)
-    with np.errstate(over="ignore"):
-        norm = math.hypot(*map(_norm, grads.values()))
-    if limit < norm < math.inf:
-        for g in grads.values():
-            g *= g.dtype.type(limit / norm)
-    return norm
+# %% ../nbs/gradients.ipynb #f9e8474f
+@compiled()
+def batch_norm_backward_kernel(grad, x, gamma, mean, rstd, dx, dgamma, dbeta):
+    "Gradients with respect to x (m, n), gamma and beta (n,)."
+    m, n = x.shape
+    for j in range(n):
+        dgamma[j] = dbeta[j] = 0
+        for i in range(m):
+            dbeta[j] += grad[i, j]
+            dgamma[j] += grad[i, j] * (x[i, j] - mean[j]) * rstd[j]
+        for i in range(m):
+            normed = (x[i, j] - mean[j]) * rstd[j]
+            dx[i, j] = gamma[j] * rstd[j] * (
+                grad[i, j] - dbeta[j] / m - normed * dgamma[j] / m)
 
 # %% ../nbs/gradients.ipynb #b2378316
 @compiled()
@@ -192,16 +172,17 @@ class BatchNorm(Layer):
                  affine: bool = True, track_running_stats: bool = True, *,
                  dtype: DTypeLike = np.float32):
         super().__init__()
-        self.num_features, self.eps = _size(num_features, "num_features"), _real(eps, "eps")
+        self.num_features = check_count(num_features, "num_features")
+        self.eps = check_real(eps, "eps")
         self.momentum = momentum
         if momentum is not None:
-            self.momentum = _real(momentum, "momentum", 0, 1 + 1e-9)
-        _random({}, 1, None, dtype)  # refuses what is no float
+            self.momentum = check_real(momentum, "momentum", 0, 1 + 1e-9)
+        check_float_dtype(dtype)
         one = np.ones(num_features, dtype)
-        self.params = {"weight": one, "bias": 0 * one} if _flag(affine, "affine") else {}
+        self.params = {"weight": one, "bias": 0 * one} if check_flag(affine, "affine") else {}
         self.buffers = {"running_mean": 0 * one, "running_var": one.copy(),
                         "num_batches_tracked": np.zeros((), np.int64)}
-        if not _flag(track_running_stats, "track_running_stats"):
+        if not check_flag(track_running_stats, "track_running_stats"):
             self.buffers = {}
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -212,7 +193,7 @@ class BatchNorm(Layer):
         x = self._checked(x)
         of_batch = self.training or not self.buffers
         running = None if of_batch else list(self.buffers.values())[:2]
-        y, stats = _batch_norm(x, *self._affine(x), self.eps, running)
+        y, stats = tuned_batch_norm(x, *self._affine(x), self.eps, running)
         if self.training and self.buffers:
             self._follow(stats, x.size // self.num_features, x.dtype)
         return y, (x, stats, of_batch)
@@ -220,9 +201,9 @@ class BatchNorm(Layer):
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
         x, stats, of_batch = cache
-        _fitting(grad, x.shape, x.dtype)
+        check_array(grad, x.shape, x.dtype)
         scale = self._affine(x)[0]
-        grad_x, (bias, weight) = _batch_norm_grad(grad, x, scale, stats, of_batch)
+        grad_x, (bias, weight) = tuned_batch_norm_backward(grad, x, scale, stats, of_batch)
         grads = {"weight": weight, "bias": bias}
         return grad_x, {name: grads[name] for name in self.params}
 
@@ -230,11 +211,11 @@ class BatchNorm(Layer):
         plain = {"weight": np.ones, "bias": np.zeros}
         weight, bias = (self.params[name] if name in self.params else f(x.shape[1], x.dtype)
                         for name, f in plain.items())
-        return (_fitting(weight, x.shape[1:2], x.dtype, "weight"),
-                _fitting(bias, x.shape[1:2], x.dtype, "bias"))
+        return (check_array(weight, x.shape[1:2], x.dtype, "weight"),
+                check_array(bias, x.shape[1:2], x.dtype, "bias"))
 
     def _checked(self, x: np.ndarray) -> np.ndarray:
-        x = _input(x, like=self.params.get("weight", self.buffers.get("running_mean")))
+        x = check_input(x, like=self.params.get("weight", self.buffers.get("running_mean")))
         if x.ndim < 2 or x.shape[1] != self.num_features or x.size == 0:
             raise ValueError(f"x: expected shape (m, {self.num_features}, ...), none of "
                              f"length 0, got {x.shape}")
@@ -249,12 +230,37 @@ class BatchNorm(Layer):
         share = self.momentum
         if share is None:
             share = 1 / int(self.buffers["num_batches_tracked"])
-        mean, var = (_fitting(self.buffers[name], stats.shape[1:], dtype, name)
+        mean, var = (check_array(self.buffers[name], stats.shape[1:], dtype, name)
                      for name in ("running_mean", "running_var"))
         _follow(mean, var, stats, share, n / (n - 1))
 
     def __repr__(self) -> str:
         return f"BatchNorm({self.num_features})"
+
+# %% ../nbs/gradients.ipynb #5c0adbcc
+@compiled()
+def layer_norm_kernel(x, gamma, beta, eps, y, mean, rstd):
+    "Each row of x (m, n) gets mean 0 and variance 1, then gamma and beta, into y."
+    m, n = x.shape
+    for i in range(m):
+        mean[i] = x[i].sum() / n
+        rstd[i] = 1 / np.sqrt(((x[i] - mean[i])**2).sum() / n + eps)
+        for j in range(n):
+            y[i, j] = gamma[j] * (x[i, j] - mean[i]) * rstd[i] + beta[j]
+
+# %% ../nbs/gradients.ipynb #9795bc1d
+@compiled()
+def layer_norm_backward_kernel(grad, x, gamma, mean, rstd, dx, dgamma, dbeta):
+    "Gradients with respect to x (m, n), gamma and beta (n,)."
+    m, n = x.shape
+    dgamma[:], dbeta[:] = 0, 0
+    for i in range(m):
+        normed, by_normed = (x[i] - mean[i]) * rstd[i], grad[i] * gamma
+        total, products = by_normed.sum(), (by_normed * normed).sum()
+        for j in range(n):
+            dx[i, j] = rstd[i] * (by_normed[j] - total / n - normed[j] * products / n)
+            dgamma[j] += grad[i, j] * normed[j]
+            dbeta[j] += grad[i, j]
 
 # %% ../nbs/gradients.ipynb #03964e7a
 class LayerNorm(Layer):
@@ -271,33 +277,33 @@ class LayerNorm(Layer):
         super().__init__()
         shape = normalized_shape if isinstance(normalized_shape, (tuple, list)) else (
             normalized_shape,)
-        self.normalized_shape = tuple(_size(n, "normalized_shape") for n in shape)
+        self.normalized_shape = tuple(check_count(n, "normalized_shape") for n in shape)
         if not shape:
             raise ValueError("normalized_shape: expected at least one axis, got none")
-        self.eps = _real(eps, "eps")
-        _random({}, 1, None, dtype)
+        self.eps = check_real(eps, "eps")
+        check_float_dtype(dtype)
         one = np.ones(self.normalized_shape, dtype)
-        affine = _flag(elementwise_affine, "elementwise_affine")
+        affine = check_flag(elementwise_affine, "elementwise_affine")
         self.params = {"weight": one, "bias": 0 * one} if affine else {}
-        if not _flag(bias, "bias"):
+        if not check_flag(bias, "bias"):
             self.params.pop("bias", None)
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
-        x = _input(x, like=self.params.get("weight"))
+        x = check_input(x, like=self.params.get("weight"))
         n = len(self.normalized_shape)
         if n > x.ndim or x.shape[x.ndim - n:] != self.normalized_shape:
             wanted = ", ".join(map(str, ("...", *self.normalized_shape)))
             raise ValueError(f"x: expected shape ({wanted}), got {x.shape}")
         rows = np.ascontiguousarray(x).reshape(-1, math.prod(self.normalized_shape))
-        y, stats = _layer_norm(rows, *self._affine(rows), self.eps)
+        y, stats = tuned_layer_norm(rows, *self._affine(rows), self.eps)
         return y.reshape(x.shape), (rows, stats, x.shape)
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
         rows, stats, shape = cache
-        _fitting(grad, shape, rows.dtype)
+        check_array(grad, shape, rows.dtype)
         flat = np.ascontiguousarray(grad).reshape(rows.shape)
-        grad_x, sums = _layer_norm_grad(flat, rows, self._affine(rows)[0], stats)
+        grad_x, sums = tuned_layer_norm_backward(flat, rows, self._affine(rows)[0], stats)
         bias, weight = sums.reshape(2, *self.normalized_shape)
         grads = {"weight": weight, "bias": bias}
         return grad_x.reshape(shape), {name: grads[name] for name in self.params}
@@ -307,8 +313,8 @@ class LayerNorm(Layer):
         plain = {"weight": np.ones, "bias": np.zeros}
         rows = [self.params[name].ravel() if name in self.params
                 else f(x.shape[1], x.dtype) for name, f in plain.items()]
-        return (_fitting(rows[0], x.shape[1:], x.dtype, "weight"),
-                _fitting(rows[1], x.shape[1:], x.dtype, "bias"))
+        return (check_array(rows[0], x.shape[1:], x.dtype, "weight"),
+                check_array(rows[1], x.shape[1:], x.dtype, "bias"))
 
     def __repr__(self) -> str:
         return f"LayerNorm({self.normalized_shape})"

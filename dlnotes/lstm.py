@@ -8,11 +8,70 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .checking import _count, _instance
-from .recurrent import Recurrent, _generator
+from .core.arguments import check_count, check_instance, check_rng
+from .core.execution import compiled
+from .rnn import Recurrent
 
 # %% auto #0
-__all__ = ['LSTM', 'GRU', 'chrono_init']
+__all__ = ['lstm_step_kernel', 'lstm_step_backward_kernel', 'gru_step_kernel', 'gru_step_backward_kernel', 'LSTM', 'GRU',
+           'chrono_init']
+
+# %% ../nbs/lstm.ipynb #2b44ecb8
+@compiled()
+def lstm_step_kernel(z, c_before, gates, c, h):
+    "One step from pre-activations z (m, 4 d); keeps i, f, g, o in gates, of the same shape."
+    m, d = c.shape
+    for n in range(m):
+        for j in range(d):
+            i, f = 1 / (1 + np.exp(-z[n, j])), 1 / (1 + np.exp(-z[n, d + j]))
+            g, o = np.tanh(z[n, 2 * d + j]), 1 / (1 + np.exp(-z[n, 3 * d + j]))
+            c[n, j] = f * c_before[n, j] + i * g
+            h[n, j] = o * np.tanh(c[n, j])
+            gates[n, j], gates[n, d + j] = i, f
+            gates[n, 2 * d + j], gates[n, 3 * d + j] = g, o
+
+# %% ../nbs/lstm.ipynb #59c297c1
+@compiled()
+def lstm_step_backward_kernel(grad_h, grad_c, c_before, gates, c, g_z):
+    "Gradients w.r.t. z into g_z; grad_c (m, d) becomes that w.r.t. the cell state before."
+    m, d = c.shape
+    for n in range(m):
+        for j in range(d):
+            i, f = gates[n, j], gates[n, d + j]
+            g, o = gates[n, 2 * d + j], gates[n, 3 * d + j]
+            squashed = np.tanh(c[n, j])
+            g_c = grad_c[n, j] + grad_h[n, j] * o * (1 - squashed**2)
+            g_z[n, j], g_z[n, d + j] = g_c * g * i * (1 - i), g_c * c_before[n, j] * f * (1 - f)
+            g_z[n, 2 * d + j] = g_c * i * (1 - g**2)
+            g_z[n, 3 * d + j] = grad_h[n, j] * squashed * o * (1 - o)
+            grad_c[n, j] = g_c * f
+
+# %% ../nbs/lstm.ipynb #2d639a17
+@compiled()
+def gru_step_kernel(a, p, h_before, gates, h):
+    "One step from a = W_ih x + b_ih and p = W_hh h + b_hh (m, 3 d); keeps r, u, n in gates."
+    m, d = h.shape
+    for k in range(m):
+        for j in range(d):
+            r = 1 / (1 + np.exp(-(a[k, j] + p[k, j])))
+            u = 1 / (1 + np.exp(-(a[k, d + j] + p[k, d + j])))
+            n = np.tanh(a[k, 2 * d + j] + r * p[k, 2 * d + j])
+            h[k, j] = u * h_before[k, j] + (1 - u) * n
+            gates[k, j], gates[k, d + j], gates[k, 2 * d + j] = r, u, n
+
+# %% ../nbs/lstm.ipynb #f99a4965
+@compiled()
+def gru_step_backward_kernel(grad_h, p, h_before, gates, g_a, g_p):
+    "Gradients w.r.t. a and p (m, 3 d); grad_h (m, d) becomes its direct part, u times it."
+    m, d = grad_h.shape
+    for k in range(m):
+        for j in range(d):
+            r, u, n = gates[k, j], gates[k, d + j], gates[k, 2 * d + j]
+            g_n = grad_h[k, j] * (1 - u) * (1 - n**2)
+            g_a[k, j] = g_p[k, j] = g_n * p[k, 2 * d + j] * r * (1 - r)
+            g_a[k, d + j] = g_p[k, d + j] = grad_h[k, j] * (h_before[k, j] - n) * u * (1 - u)
+            g_a[k, 2 * d + j], g_p[k, 2 * d + j] = g_n, g_n * r
+            grad_h[k, j] *= u
 
 # %% ../nbs/lstm.ipynb #e14ff8b4
 class LSTM(Recurrent):
@@ -57,11 +116,11 @@ def chrono_init(layer: LSTM | GRU, max_steps: int, *,
       below 2.
     - Source: Tallec and Ollivier (2018).
     """
-    _instance(layer, (LSTM, GRU), "layer")
+    check_instance(layer, (LSTM, GRU), "layer")
     if not layer.bias:
         raise ValueError("layer: expected one with bias, got bias=False")
-    rng, d = _generator(rng), layer.hidden_size
-    max_steps = _count(max_steps, "max_steps", 2)
+    rng, d = check_rng(rng), layer.hidden_size
+    max_steps = check_count(max_steps, "max_steps", 2)
     for name, bias in layer.params.items():
         if name.startswith("bias"):
             keep = np.log(rng.uniform(2, max_steps, d) - 1) * name.startswith("bias_ih")

@@ -5,94 +5,525 @@
 # %% ../nbs/mlp.ipynb #1e8b357b
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .activations import _by_rows, _each, _gelu
-from .activations import _log_softmax_grad, _log_softmax_kernel
-from .activations import _relu_grad, _relu_kernel, _sigmoid_grad, _sigmoid_kernel
-from .activations import _softmax_grad, _softmax_kernel, _tanh_grad, _tanh_kernel
-from .checking import _FLOATS, _fitting, _input, _instance, as_float, numerical_grad
-from .losses import Loss
+from .core.arguments import as_float, as_labels, check_array, check_count
+from .core.arguments import check_input, check_real
+from .core.execution import compiled, parallel_for
+from .core.layers import Layer, Loss, uniform_parameters
+from .kernels.elementary import BLOCK, LANES, broadcast, fast_erf, fast_exp
+from .kernels.elementary import fast_log1p, fast_sigmoid, fast_tanh
+from .kernels.elementary import horizontal_sum, load_vector, store_vector
+from .kernels.elementary import to_float64
+from .kernels.softmax import apply_elementwise, apply_to_rows
+from .kernels.softmax import cross_entropy_kernel, log_softmax_grad_kernel
+from .kernels.softmax import log_softmax_kernel, row_maxima, smooth_kernel
+from .kernels.softmax import softmax_grad_kernel, softmax_kernel
 
 # %% auto #0
-__all__ = ['Layer', 'Linear', 'linear', 'linear_backward', 'Sigmoid', 'Tanh', 'ReLU', 'GELU', 'Softmax', 'LogSoftmax',
-           'Composite', 'Sequential', 'check_gradients', 'summary']
+__all__ = ['sigmoid_kernel', 'tanh_kernel', 'relu_kernel', 'sigmoid_grad_kernel', 'tanh_grad_kernel', 'relu_grad_kernel',
+           'gelu_kernel', 'sigmoid', 'sigmoid_backward', 'tanh', 'tanh_backward', 'relu', 'relu_backward', 'gelu',
+           'gelu_backward', 'linear_kernel', 'linear_backward_kernel', 'softmax_loop', 'softmax_backward_loop',
+           'cross_entropy_loop', 'softmax', 'softmax_backward', 'log_softmax', 'log_softmax_backward', 'bce_kernel',
+           'mse_kernel', 'mse_loss', 'mse_loss_backward', 'binary_cross_entropy_with_logits',
+           'binary_cross_entropy_with_logits_backward', 'cross_entropy', 'cross_entropy_backward', 'MSELoss',
+           'BCEWithLogitsLoss', 'CrossEntropyLoss', 'Linear', 'linear', 'linear_backward', 'Sigmoid', 'Tanh', 'ReLU',
+           'GELU', 'Softmax', 'LogSoftmax']
 
-# %% ../nbs/mlp.ipynb #b3ab3466
-_L = TypeVar("_L", bound="Layer")
+# %% ../nbs/mlp.ipynb #ea8f2a6c
+@compiled()
+def sigmoid_kernel(x, y):
+    for i in range(x.size):
+        y[i] = fast_sigmoid(x[i])
 
 
-class Layer:
-    """A part of a network: `forward`, `backward` and named parameters.
+@compiled()
+def tanh_kernel(x, y):
+    for i in range(x.size):
+        y[i] = fast_tanh(x[i])
 
-    - `params`: name -> array, empty where there is nothing to learn. Learning changes the
-      arrays in place.
-    - `training`: whether it is being trained; few layers care. `takes_ids`: whether `x` are
-      whole numbers that name things, and not amounts.
-    - To write one: set `params` in `__init__`, and write `forward` and `backward`.
+
+@compiled()
+def relu_kernel(x, y):
+    for i in range(x.size):
+        y[i] = max(x[i], x.dtype.type(0))
+
+# %% ../nbs/mlp.ipynb #fc648e9e
+@compiled()
+def sigmoid_grad_kernel(y, grad, out):
+    one = y.dtype.type(1)
+    for i in range(y.size):
+        out[i] = grad[i] * y[i] * (one - y[i])
+
+
+@compiled()
+def tanh_grad_kernel(y, grad, out):
+    one = y.dtype.type(1)
+    for i in range(y.size):
+        out[i] = grad[i] * (one - y[i] * y[i])
+
+
+@compiled()
+def relu_grad_kernel(y, grad, out):
+    for i in range(y.size):
+        out[i] = grad[i] if y[i] > 0 else y.dtype.type(0)
+
+# %% ../nbs/mlp.ipynb #56cf51ff
+@compiled()
+def gelu_kernel(x, y):
+    half, one, root = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(0.5**0.5)
+    for i in range(x.size):
+        y[i] = half * x[i] * (one + fast_erf(root * x[i]))
+
+
+@compiled()
+def _gelu_grad(x, grad, out):
+    half, one, root = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(0.5**0.5)
+    top = x.dtype.type((2 * np.pi) ** -0.5)
+    for i in range(x.size):
+        share = half * (one + fast_erf(root * x[i]))
+        out[i] = grad[i] * (share + x[i] * top * fast_exp(-half * x[i] * x[i]))
+
+# %% ../nbs/mlp.ipynb #6152a5c9
+@compiled()
+def _gelu_tanh_kernel(x, y):
+    half, one = x.dtype.type(0.5), x.dtype.type(1)
+    k, cubic = x.dtype.type((2 / np.pi) ** 0.5), x.dtype.type(0.044715)
+    for i in range(x.size):
+        inner = k * x[i] * (one + cubic * x[i] * x[i])
+        y[i] = half * x[i] * (one + fast_tanh(inner))
+
+
+@compiled()
+def _gelu_tanh_grad(x, grad, out):
+    half, one, three = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(3)
+    k, cubic = x.dtype.type((2 / np.pi) ** 0.5), x.dtype.type(0.044715)
+    for i in range(x.size):
+        square = cubic * x[i] * x[i]
+        t = fast_tanh(k * x[i] * (one + square))
+        bend = half * x[i] * (one - t * t) * k * (one + three * square)
+        bend = bend if abs(t) < one else x.dtype.type(0)  # `square` may be infinite there
+        out[i] = grad[i] * (half * (one + t) + bend)
+
+# %% ../nbs/mlp.ipynb #e124ed97
+_GELU = {"none": (gelu_kernel, _gelu_grad), "tanh": (_gelu_tanh_kernel, _gelu_tanh_grad)}
+
+
+def _gelu_kernels(approximate: str) -> tuple[Any, Any]:
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
+    return _GELU[approximate]
+
+# %% ../nbs/mlp.ipynb #a253aa67
+#| code-fold: true
+def sigmoid(x: ArrayLike) -> np.ndarray:
+    r"""Sigmoid $\sigma(x) = 1 / (1 + e^{-x})$; overflow-safe.
+
+    - `x`: any shape. Returns the same shape and float dtype.
+    - Raises TypeError on what is not real numbers, ValueError on NaN or infinity.
     """
-    params: dict[str, np.ndarray]
-    training: bool = True
-    takes_ids: bool = False
+    return apply_elementwise(sigmoid_kernel, as_float(x, "x"))
 
-    def __init__(self) -> None:
-        self.params = {}
+# %% ../nbs/mlp.ipynb #b8e1a95e
+#| code-fold: true
+def sigmoid_backward(grad: ArrayLike, y: ArrayLike) -> np.ndarray:
+    """Gradient by the argument of `sigmoid`, from that by its answer `y`.
 
-    def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
-        """The answer to `x`, and the cache that `backward` needs.
+    - `grad`: the shape of `y`. Returns that shape in the dtype of `y`.
+    - Raises as `sigmoid` does, and ValueError on a wrong shape.
+    """
+    return _backward(sigmoid_grad_kernel, grad, y, "y")
 
-        - Shape and dtype are looked at, and raise ValueError or TypeError; numbers are not.
-        """
-        raise NotImplementedError
+# %% ../nbs/mlp.ipynb #59d9c017
+#| code-fold: true
+def _backward(kernel: Any, grad: ArrayLike, y: ArrayLike, name: str) -> np.ndarray:
+    y = as_float(y, name)
+    return apply_elementwise(kernel, y, as_float(grad, "grad", y.shape, y.dtype))
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
-        """From the gradient by the answer, those by `x` and by each of `params`.
+# %% ../nbs/mlp.ipynb #9aac0cdb
+#| code-fold: true
+def tanh(x: ArrayLike) -> np.ndarray:
+    """Hyperbolic tangent. Shapes, dtypes and errors as for `sigmoid`."""
+    return apply_elementwise(tanh_kernel, as_float(x, "x"))
 
-        - `input_grad`: False where that by `x` is not wanted: it may then be None.
-        """
-        raise NotImplementedError
+# %% ../nbs/mlp.ipynb #f1d77428
+#| code-fold: true
+def tanh_backward(grad: ArrayLike, y: ArrayLike) -> np.ndarray:
+    """Gradient by the argument of `tanh`, from its answer `y`; as `sigmoid_backward`."""
+    return _backward(tanh_grad_kernel, grad, y, "y")
 
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        return self.forward(*inputs, **options)[0]
+# %% ../nbs/mlp.ipynb #b945ca2a
+#| code-fold: true
+def relu(x: ArrayLike) -> np.ndarray:
+    """ReLU: the larger of `x` and 0. Shapes, dtypes and errors as for `sigmoid`."""
+    return apply_elementwise(relu_kernel, as_float(x, "x"))
 
-    def train(self: _L, mode: bool = True) -> _L:
-        "Set `training`, here and in all parts; returns the layer itself."
-        self.training = mode
-        return self
+# %% ../nbs/mlp.ipynb #6bf2636f
+#| code-fold: true
+def relu_backward(grad: ArrayLike, y: ArrayLike) -> np.ndarray:
+    """Gradient by the argument of `relu`, from its answer `y`; as `sigmoid_backward`.
 
-    def eval(self: _L) -> _L:
-        "The same as `train(False)`."
-        return self.train(False)
+    - The slope at 0 is taken as 0. Since $y > 0$ just where $x > 0$, `y` may also be the
+      argument.
+    """
+    return _backward(relu_grad_kernel, grad, y, "y")
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        "All arrays that make the layer what it is, by name: its own, no copies."
-        return dict(self.params)
+# %% ../nbs/mlp.ipynb #196ce2f1
+#| code-fold: true
+def gelu(x: ArrayLike, approximate: str = "none") -> np.ndarray:
+    r"""GELU, $x\,\Phi(x)$. Shapes, dtypes and errors as for `sigmoid`.
 
-    def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
-        """Copy the arrays of `state` into the layer's own, which keep their dtypes.
+    - `approximate`: "none", or "tanh" for the approximation; ValueError on others.
+    - Source: Hendrycks and Gimpel (2016).
+    """
+    return apply_elementwise(_gelu_kernels(approximate)[0], as_float(x, "x"))
 
-        - Raises ValueError on names that are missing or unknown and on shapes that
-          differ, TypeError on what is not numbers; nothing has been changed then.
-        """
-        own = self.state_dict()
-        if odd := own.keys() ^ state.keys():
-            raise ValueError(f"state: expected the names {list(own)}, and {sorted(odd)} "
-                             "are not in both")
-        new = {name: as_float(state[name], name, a.shape, a.dtype)
-               for name, a in own.items()}
-        if fixed := [name for name, a in own.items() if not a.flags.writeable]:
-            raise ValueError(f"{fixed[0]}: expected an array that can be written to")
-        for name, a in own.items():
-            a[...] = new[name]
+# %% ../nbs/mlp.ipynb #9ccfea19
+#| code-fold: true
+def gelu_backward(grad: ArrayLike, x: ArrayLike,
+                  approximate: str = "none") -> np.ndarray:
+    """Gradient by the argument `x` of `gelu`, from that by its answer.
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+    - `grad`: the shape of `x`. Errors as for `sigmoid_backward` and `gelu`.
+    """
+    return _backward(_gelu_kernels(approximate)[1], grad, x, "x")
+
+# %% ../nbs/mlp.ipynb #97bae44c
+@compiled()
+def linear_kernel(x, weight, bias, y):
+    "Dense layer: x (m, n), weight (d, n) and bias (d,) give y (m, d)."
+    for i in range(len(x)):
+        for j in range(len(weight)):
+            y[i, j] = bias[j]
+            for k in range(x.shape[1]):
+                y[i, j] += x[i, k] * weight[j, k]
+
+# %% ../nbs/mlp.ipynb #2a4d89b2
+@compiled()
+def linear_backward_kernel(grad, x, weight, dx, dw, db):
+    "Adds the gradients with respect to x, weight and bias, from grad (m, d)."
+    for i in range(len(x)):
+        for j in range(len(weight)):
+            db[j] += grad[i, j]
+            for k in range(x.shape[1]):
+                dw[j, k] += grad[i, j] * x[i, k]
+                dx[i, k] += grad[i, j] * weight[j, k]
+
+# %% ../nbs/mlp.ipynb #f91081a5
+@compiled()
+def softmax_loop(z, p):
+    "Softmax of each row of z (m, n) into p."
+    for i in range(len(z)):
+        total, largest = z.dtype.type(0), z[i].max()
+        for j in range(z.shape[1]):
+            p[i, j] = np.exp(z[i, j] - largest)
+            total += p[i, j]
+        for j in range(z.shape[1]):
+            p[i, j] /= total
+
+# %% ../nbs/mlp.ipynb #4ed42b08
+@compiled()
+def softmax_backward_loop(grad, p, dz):
+    "Gradient with respect to z (m, n), from grad with respect to p."
+    for i in range(len(p)):
+        total = (grad[i] * p[i]).sum()
+        for j in range(p.shape[1]):
+            dz[i, j] = p[i, j] * (grad[i, j] - total)
+
+# %% ../nbs/mlp.ipynb #0bef0278
+@compiled()
+def cross_entropy_loop(z, target, losses, grad):
+    "Losses (m,) of logits z (m, C) with class numbers target (m,), and their gradients."
+    for i in range(len(z)):
+        total, largest = z.dtype.type(0), z[i].max()
+        for j in range(z.shape[1]):
+            grad[i, j] = np.exp(z[i, j] - largest)
+            total += grad[i, j]
+        losses[i] = np.log(total) + (largest - z[i, target[i]])
+        for j in range(z.shape[1]):
+            grad[i, j] /= total
+        grad[i, target[i]] -= 1
+
+# %% ../nbs/mlp.ipynb #ac8715bf
+#| code-fold: true
+def softmax(x: ArrayLike, dim: int = -1) -> np.ndarray:
+    r"""Softmax $e^{x_i} / \sum_j e^{x_j}$ along the axis `dim`; overflow-safe.
+
+    - `x`: any shape with at least one axis. Returns the same shape and float dtype.
+    - Raises TypeError on what is not real numbers, ValueError on NaN or infinity, on an
+      axis that `x` has not, and on one without entries.
+    - Source: Bishop, *Pattern Recognition and Machine Learning*, section 4.3.4.
+    """
+    return apply_to_rows(softmax_kernel, as_float(x, "x"), dim)
+
+# %% ../nbs/mlp.ipynb #475b6482
+#| code-fold: true
+def softmax_backward(grad: ArrayLike, y: ArrayLike, dim: int = -1) -> np.ndarray:
+    """Gradient by the argument of `softmax`, from that by its answer `y`.
+
+    - `grad`: the shape of `y`. Errors as for `softmax`, and ValueError on a wrong shape.
+    """
+    y = as_float(y, "y")
+    return apply_to_rows(softmax_grad_kernel, y, dim, as_float(grad, "grad", y.shape, y.dtype))
+
+# %% ../nbs/mlp.ipynb #a2da95ba
+#| code-fold: true
+def log_softmax(x: ArrayLike, dim: int = -1) -> np.ndarray:
+    """Logarithm of `softmax`; overflow-safe. Arguments and errors as there."""
+    return apply_to_rows(log_softmax_kernel, as_float(x, "x"), dim)
+
+# %% ../nbs/mlp.ipynb #22d24f29
+#| code-fold: true
+def log_softmax_backward(grad: ArrayLike, y: ArrayLike, dim: int = -1) -> np.ndarray:
+    """Gradient by the argument of `log_softmax`, from its answer `y`.
+
+    - Arguments and errors as for `softmax_backward`.
+    """
+    y = as_float(y, "y")
+    return apply_to_rows(log_softmax_grad_kernel, y, dim, as_float(grad, "grad", y.shape, y.dtype))
+
+# %% ../nbs/mlp.ipynb #b3e79682
+@compiled()
+def bce_kernel(z, y, scale, grad):
+    "The sum of the losses; `grad` becomes `scale` times their slopes."
+    zero, one, sums = z.dtype.type(0), z.dtype.type(1), broadcast(0.0)
+    losses = np.empty(min(z.size, BLOCK), z.dtype)
+    for start in range(0, z.size, BLOCK):
+        end = min(start + BLOCK, z.size)
+        for i in range(start, end):
+            e = fast_exp(-abs(z[i]))
+            p = (one if z[i] >= 0 else e) / (one + e)
+            grad[i] = scale * (p - y[i])
+            losses[i - start] = max(z[i], zero) - z[i] * y[i] + fast_log1p(e)
+        part = losses[:end - start]
+        for i in range(0, part.size, LANES):
+            sums = sums + to_float64(load_vector(part, i, zero))
+    return horizontal_sum(sums)
+
+
+@compiled()
+def mse_kernel(x, y, scale, grad):
+    "The sum of the squared differences; `grad` becomes `scale` times their slopes."
+    zero, sums, factor = x.dtype.type(0), broadcast(0.0), broadcast(scale * x.dtype.type(2))
+    for i in range(0, x.size, LANES):
+        difference = load_vector(x, i, zero) - load_vector(y, i, zero)
+        store_vector(grad, i, factor * difference)
+        sums = sums + to_float64(difference) * to_float64(difference)
+    return horizontal_sum(sums)
+
+# %% ../nbs/mlp.ipynb #f750b95a
+#| code-fold: true
+def _divisor(output: np.ndarray, n: int, reduction: str) -> int:
+    "What the sum of the losses is divided by."
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
+    if output.size == 0:
+        raise ValueError(f"output: expected at least one entry, got shape {output.shape}")
+    return n if reduction == "mean" else 1
+
+# %% ../nbs/mlp.ipynb #6e408d98
+#| code-fold: true
+def _pointwise(kernel: Any, output: np.ndarray, target: Any,
+               reduction: str) -> tuple[float, np.ndarray]:
+    "Loss and slope where `target` has the shape of `output`."
+    n = _divisor(output, output.size, reduction)
+    if type(target) is not np.ndarray or target.dtype != output.dtype:
+        target = as_float(target, "target", dtype=output.dtype)
+    if target.shape != output.shape:
+        raise ValueError(f"target: expected shape {output.shape}, got {target.shape}")
+    grad = np.empty(output.shape, output.dtype)
+    flat = (np.ascontiguousarray(a).reshape(-1) for a in (output, target))
+    total = kernel(*flat, output.dtype.type(1 / n), grad.reshape(-1))
+    return float(total) / n, grad
+
+# %% ../nbs/mlp.ipynb #ad54fcfa
+#| code-fold: true
+def _class_numbers(target: Any, shape: tuple[int, ...], n_classes: int,
+                   ignore_index: int = -100, name: str = "target") -> np.ndarray:
+    "Targets of the given shape, as flat int64 to `n_classes` - 1; -1: to be ignored."
+    if type(target) is not np.ndarray or target.dtype.kind not in "iu":
+        target = as_float(target, name)
+    if target.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {target.shape}")
+    target = target.reshape(-1)
+    if target.dtype.kind in "iu":
+        target = target.astype(np.int64, copy=False)
+        unusual = target.view(np.uint64).max(initial=0) >= n_classes  # or negative
+        if not unusual and not 0 <= ignore_index < n_classes:
+            return target
+    ignored = target == ignore_index
+    target = as_labels(np.where(ignored, 0, target), name, None, n_classes)
+    if ignored.all() and target.size:
+        raise ValueError(f"{name}: expected one that is not to be ignored, got "
+                         f"{ignore_index} only")
+    return np.where(ignored, -1, target)
+
+# %% ../nbs/mlp.ipynb #7988e3d3
+#| code-fold: true
+def _cross_entropy(output: np.ndarray, target: Any, reduction: str,
+                   ignore_index: int = -100, smoothing: float = 0.0,
+                   ) -> tuple[float, np.ndarray]:
+    "Loss and slope of `output` (N, C, ...) for class numbers (N, ...)."
+    if output.ndim < 2:
+        raise ValueError(f"output: expected shape (N, C, ...), got {output.shape}")
+    _divisor(output, 1, reduction)
+    last = output if output.ndim == 2 else np.moveaxis(output, 1, -1)
+    y = _class_numbers(target, last.shape[:-1], last.shape[-1], ignore_index)
+    z = np.ascontiguousarray(last.reshape(-1, last.shape[-1]))
+    loss, grad = _cross_entropy_of_rows(z, y, reduction, smoothing)
+    if output.ndim == 2:
+        return loss, grad
+    grad = np.moveaxis(grad.reshape(last.shape), -1, 1)  # may lie as the answer does
+    return loss, grad if last.flags.c_contiguous else np.ascontiguousarray(grad)
+
+
+def _cross_entropy_of_rows(z: np.ndarray, y: np.ndarray, reduction: str,
+                           smoothing: float) -> tuple[float, np.ndarray]:
+    "The same of logits (m, C); a class number -1 does not count."
+    m, losses, grad = len(z), np.empty(len(z)), np.empty(z.shape, z.dtype)
+    n = 1 if reduction == "sum" else m if y.min() >= 0 else int((y >= 0).sum())
+    scale = z.dtype.type(1 / n)
+
+    def work(i: int, j: int) -> None:
+        cross_entropy_kernel(z[i:j], row_maxima(z[i:j]), y[i:j], scale, losses[i:j], grad[i:j])
+        if smoothing:
+            smooth_kernel(z[i:j], y[i:j], scale, smoothing, losses[i:j], grad[i:j])
+
+    parallel_for(work, m, z.size)
+    return float(np.add.reduce(losses)) / n, grad
+
+# %% ../nbs/mlp.ipynb #6045024c
+#| code-fold: true
+def mse_loss(output: ArrayLike, target: ArrayLike, reduction: str = "mean") -> float:
+    r"""Squared error, the mean of $(\hat y - y)^2$ over all entries.
+
+    - `output`, `target`: the same shape; `reduction`: "mean" or "sum".
+    - Raises TypeError on what is not real numbers, ValueError on NaN, infinity, shapes that
+      differ, and where there is no entry.
+    """
+    return _pointwise(mse_kernel, as_float(output, "output"),
+                      as_float(target, "target"), reduction)[0]
+
+# %% ../nbs/mlp.ipynb #99828997
+#| code-fold: true
+def mse_loss_backward(output: ArrayLike, target: ArrayLike,
+                      reduction: str = "mean") -> np.ndarray:
+    """Gradient of `mse_loss` by `output`, of its shape and dtype. Errors as there."""
+    return _pointwise(mse_kernel, as_float(output, "output"),
+                      as_float(target, "target"), reduction)[1]
+
+# %% ../nbs/mlp.ipynb #2adc2128
+#| code-fold: true
+def _as_probabilities(target: ArrayLike) -> np.ndarray:
+    target = as_float(target, "target")
+    if ((target < 0) | (target > 1)).any():
+        raise ValueError("target: expected numbers from 0 to 1, got "
+                         f"{target.min():g} to {target.max():g}")
+    return target
+
+# %% ../nbs/mlp.ipynb #3cb361ac
+#| code-fold: true
+def binary_cross_entropy_with_logits(output: ArrayLike, target: ArrayLike,
+                                     reduction: str = "mean") -> float:
+    r"""Binary cross-entropy of logits, the mean over all entries; overflow-safe.
+
+    - `output`: logits; `target`: the same shape, 0 or 1, or probabilities;
+      `reduction`: "mean" or "sum".
+    - Raises as `mse_loss` does, and ValueError on a target outside 0 to 1.
+    - Source: Bishop, *Pattern Recognition and Machine Learning*, section 4.3.2.
+    """
+    return _pointwise(bce_kernel, as_float(output, "output"),
+                      _as_probabilities(target), reduction)[0]
+
+# %% ../nbs/mlp.ipynb #7364c71a
+#| code-fold: true
+def binary_cross_entropy_with_logits_backward(
+        output: ArrayLike, target: ArrayLike, reduction: str = "mean") -> np.ndarray:
+    """Gradient of `binary_cross_entropy_with_logits` by the logits. Errors as there."""
+    return _pointwise(bce_kernel, as_float(output, "output"),
+                      _as_probabilities(target), reduction)[1]
+
+# %% ../nbs/mlp.ipynb #c52d2451
+#| code-fold: true
+def cross_entropy(output: ArrayLike, target: ArrayLike, reduction: str = "mean", *,
+                  ignore_index: int = -100, label_smoothing: float = 0.0) -> float:
+    r"""Cross-entropy of logits, the mean of $-\log p_y$ over the examples; overflow-safe.
+
+    - `output`: logits (N, C) or (N, C, ...), classes on axis 1; `target`: (N,) or
+      (N, ...), class numbers 0 to C - 1; `reduction`: "mean" or "sum".
+    - `ignore_index`: the class number of examples that do not count, such as padding;
+      `label_smoothing`: from 0 to 1, the share of each target spread over all classes.
+    - Raises TypeError on what is not real numbers, ValueError on NaN, infinity, shapes or
+      class numbers that do not fit, and where there is no example that counts.
+    - Source: Bishop, *Pattern Recognition and Machine Learning*, section 4.3.4; Szegedy
+      et al. (2016), section 7.
+    """
+    return _cross_entropy(as_float(output, "output"), target, reduction,
+                          *_class_options(ignore_index, label_smoothing))[0]
+
+# %% ../nbs/mlp.ipynb #4aa2e53b
+#| code-fold: true
+def cross_entropy_backward(output: ArrayLike, target: ArrayLike, reduction: str = "mean",
+                           *, ignore_index: int = -100,
+                           label_smoothing: float = 0.0) -> np.ndarray:
+    """Gradient of `cross_entropy` by the logits, of their shape. Errors as there."""
+    return _cross_entropy(as_float(output, "output"), target, reduction,
+                          *_class_options(ignore_index, label_smoothing))[1]
+
+
+def _class_options(ignore_index: int, label_smoothing: float) -> tuple[int, float]:
+    return (check_count(ignore_index, "ignore_index", -2**62),
+            check_real(label_smoothing, "label_smoothing", 0, 1 + 1e-9))
+
+# %% ../nbs/mlp.ipynb #e8b5b964
+#| code-fold: true
+class MSELoss(Loss):
+    "Squared error of an answer and a target of the same shape, as `mse_loss`."
+    def forward(self, output: np.ndarray, target: ArrayLike) -> tuple[float, Any]:
+        return _pointwise(mse_kernel, check_input(output, "output"), target, self.reduction)
+
+# %% ../nbs/mlp.ipynb #19abc81b
+#| code-fold: true
+class BCEWithLogitsLoss(Loss):
+    "As `binary_cross_entropy_with_logits`, of logits and a target of the same shape."
+    def forward(self, output: np.ndarray, target: ArrayLike) -> tuple[float, Any]:
+        return _pointwise(bce_kernel, check_input(output, "output"), target, self.reduction)
+
+    def accuracy(self, output: np.ndarray, target: np.ndarray) -> float:
+        "The fraction of logits whose sign is that of the target's class."
+        return float(((output >= 0) == (target >= 0.5)).mean())
+
+# %% ../nbs/mlp.ipynb #37810c65
+#| code-fold: true
+class CrossEntropyLoss(Loss):
+    "As `cross_entropy`, of logits (N, C, ...) and class numbers (N, ...)."
+    def __init__(self, reduction: str = "mean", *, ignore_index: int = -100,
+                 label_smoothing: float = 0.0):
+        super().__init__(reduction)
+        self.ignore_index, self.label_smoothing = _class_options(ignore_index, label_smoothing)
+
+    def forward(self, output: np.ndarray, target: ArrayLike) -> tuple[float, Any]:
+        return _cross_entropy(check_input(output, "output"), target, self.reduction,
+                              self.ignore_index, self.label_smoothing)
+
+    def targets(self, y: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike,
+                name: str = "target") -> np.ndarray:
+        "Class numbers of logits of that `shape` (N, C, ...), as int64 (N, ...)."
+        places = shape[:1] + shape[2:]
+        y = _class_numbers(y, places, shape[1], self.ignore_index, name).reshape(places)
+        return np.where(y < 0, self.ignore_index, y)
+
+    def count(self, target: np.ndarray) -> int:
+        "The number of targets that are not ignored."
+        return target.size - np.count_nonzero(target == self.ignore_index)
+
+    def accuracy(self, output: np.ndarray, target: np.ndarray) -> float:
+        "The fraction of the targets that have the largest logit."
+        correct = (output.argmax(axis=1) == target) & (target != self.ignore_index)
+        return np.count_nonzero(correct) / self.count(target)
 
 # %% ../nbs/mlp.ipynb #b90653a2
 class Linear(Layer):
@@ -107,14 +538,14 @@ class Linear(Layer):
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *,
                  rng: np.random.Generator | int | None = None,
                  dtype: DTypeLike = np.float32):
-        n, d = _size(in_features, "in_features"), _size(out_features, "out_features")
-        self.params = _random({"weight": (d, n), "bias": (d,)}, n, rng, dtype)
+        n, d = check_count(in_features, "in_features"), check_count(out_features, "out_features")
+        self.params = uniform_parameters({"weight": (d, n), "bias": (d,)}, n, rng, dtype)
         if not bias:
             del self.params["bias"]
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         weight, bias = self.params["weight"], self.params.get("bias")
-        x = _input(x, like=weight)
+        x = check_input(x, like=weight)
         if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
             raise ValueError(f"x: expected shape (..., {weight.shape[1]}), got {x.shape}")
         flat = x if x.ndim == 2 else x.reshape(-1, weight.shape[1])
@@ -126,7 +557,7 @@ class Linear(Layer):
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
         weight, x = self.params["weight"], cache
-        _fitting(grad, (*x.shape[:-1], len(weight)), x.dtype)
+        check_array(grad, (*x.shape[:-1], len(weight)), x.dtype)
         flat = grad.reshape(-1, len(weight))
         grads = {"weight": np.dot(flat.T, x.reshape(-1, weight.shape[1]))}
         if "bias" in self.params:
@@ -136,29 +567,6 @@ class Linear(Layer):
     def __repr__(self) -> str:
         d, n = self.params["weight"].shape
         return f"Linear({n}, {d}" + ("" if "bias" in self.params else ", bias=False") + ")"
-
-# %% ../nbs/mlp.ipynb #02fb8a6c
-def _size(n: int, name: str) -> int:
-    "A whole number of at least 1."
-    if not isinstance(n, (int, np.integer)) or isinstance(n, bool):
-        raise TypeError(f"{name}: expected an integer, got {n!r}")
-    if n < 1:
-        raise ValueError(f"{name}: expected 1, 2, ..., got {n}")
-    return int(n)
-
-# %% ../nbs/mlp.ipynb #22498598
-def _random(shapes: Mapping[str, tuple[int, ...]], n: int, rng: Any,
-            dtype: DTypeLike) -> dict[str, np.ndarray]:
-    r"First parameters, even in $\pm 1/\sqrt{n}$, drawn in the order of `shapes`."
-    try:
-        rng = np.random.default_rng(rng)
-    except (TypeError, ValueError) as e:
-        raise type(e)(f"rng: expected a Generator, a seed or None, got {rng!r}") from e
-    if np.dtype(dtype) not in _FLOATS:
-        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
-    width = 1 / np.sqrt(n)
-    return {name: rng.uniform(-width, width, shape).astype(dtype)
-            for name, shape in shapes.items()}
 
 # %% ../nbs/mlp.ipynb #4e23fc57
 def linear(x: ArrayLike, weight: ArrayLike,
@@ -176,7 +584,7 @@ def linear(x: ArrayLike, weight: ArrayLike,
     with np.errstate(over="ignore", invalid="ignore"):
         y = np.dot(x.reshape(-1, x.shape[-1]), weight.T)
         y = y if bias is None else y + bias
-    return as_float(y, "answer to x").reshape(*x.shape[:-1], len(weight))
+    return as_float(y, "output for x").reshape(*x.shape[:-1], len(weight))
 
 # %% ../nbs/mlp.ipynb #535b3fff
 def linear_backward(grad: ArrayLike, x: ArrayLike,
@@ -205,30 +613,30 @@ def _dense_arguments(x: ArrayLike, weight: ArrayLike) -> tuple[np.ndarray, np.nd
 class _Activation(Layer):
     "An activation with a slope that is known from its answer."
     _forward: Any
-    _slope: Any
+    _derivative: Any
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
-        y = _each(self._forward, _input(x))
+        y = apply_elementwise(self._forward, check_input(x))
         return y, y
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
-        return _each(self._slope, cache, grad), {}
+        return apply_elementwise(self._derivative, cache, grad), {}
 
 # %% ../nbs/mlp.ipynb #fed5b28a
 class Sigmoid(_Activation):
     "The sigmoid of each entry, as a layer; float32 and float64 stay."
-    _forward, _slope = staticmethod(_sigmoid_kernel), staticmethod(_sigmoid_grad)
+    _forward, _derivative = staticmethod(sigmoid_kernel), staticmethod(sigmoid_grad_kernel)
 
 # %% ../nbs/mlp.ipynb #8c911d77
 class Tanh(_Activation):
     "The hyperbolic tangent of each entry, as a layer; float32 and float64 stay."
-    _forward, _slope = staticmethod(_tanh_kernel), staticmethod(_tanh_grad)
+    _forward, _derivative = staticmethod(tanh_kernel), staticmethod(tanh_grad_kernel)
 
 # %% ../nbs/mlp.ipynb #14e44cb8
 class ReLU(_Activation):
     "Each entry, or 0 where it is negative, as a layer; float32 and float64 stay."
-    _forward, _slope = staticmethod(_relu_kernel), staticmethod(_relu_grad)
+    _forward, _derivative = staticmethod(relu_kernel), staticmethod(relu_grad_kernel)
 
 # %% ../nbs/mlp.ipynb #0963bb36
 class GELU(Layer):
@@ -238,16 +646,16 @@ class GELU(Layer):
     """
     def __init__(self, approximate: str = "none"):
         super().__init__()
-        _gelu(approximate)
+        _gelu_kernels(approximate)
         self.approximate = approximate
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
-        x = _input(x)
-        return _each(_gelu(self.approximate)[0], x), x
+        x = check_input(x)
+        return apply_elementwise(_gelu_kernels(self.approximate)[0], x), x
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
-        return _each(_gelu(self.approximate)[1], cache, grad), {}
+        return apply_elementwise(_gelu_kernels(self.approximate)[1], cache, grad), {}
 
 # %% ../nbs/mlp.ipynb #ad269a59
 class Softmax(Layer):
@@ -255,199 +663,21 @@ class Softmax(Layer):
 
     - Raises ValueError or TypeError in `forward` where `x` has no such axis.
     """
-    _forward, _slope = staticmethod(_softmax_kernel), staticmethod(_softmax_grad)
+    _forward, _derivative = staticmethod(softmax_kernel), staticmethod(softmax_grad_kernel)
 
     def __init__(self, dim: int = -1):
         super().__init__()
         self.dim = dim
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
-        y = _by_rows(self._forward, _input(x), self.dim)
+        y = apply_to_rows(self._forward, check_input(x), self.dim)
         return y, y
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
-        return _by_rows(self._slope, cache, self.dim, grad), {}
+        return apply_to_rows(self._derivative, cache, self.dim, grad), {}
 
 # %% ../nbs/mlp.ipynb #749996ac
 class LogSoftmax(Softmax):
     "The logarithm of `Softmax`, overflow-safe, as a layer."
-    _forward, _slope = staticmethod(_log_softmax_kernel), staticmethod(_log_softmax_grad)
-
-# %% ../nbs/mlp.ipynb #c6d65a81
-class Composite(Layer):
-    """Layers with names that make one layer.
-
-    - `parts`: name -> layer; `params`: those of all, as "name.weight": the parts' own.
-    - To write one: call `super().__init__(name=layer, ...)`, and write `forward` and
-      `backward`, whose gradients `_join` puts together.
-    - Raises TypeError on what is not a `Layer`, ValueError where one comes twice.
-    """
-    def __init__(self, **parts: Layer):
-        for name, part in parts.items():
-            _instance(part, Layer, name)
-        self.parts = parts
-        arrays = [id(a) for part in parts.values() for a in part.params.values()]
-        if len(set(arrays)) < len(arrays):
-            raise ValueError("layers: expected each layer once, as gradients are kept by name")
-
-    @property
-    def params(self) -> dict[str, np.ndarray]:  # type: ignore[override]
-        return {f"{part}.{name}": a for part, layer in self.parts.items()
-                for name, a in layer.params.items()}
-
-    def _join(self, grads: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        "Gradients by part as one dictionary, in the order of `params`."
-        return {f"{part}.{name}": grads[part][name] for part, layer in self.parts.items()
-                for name in layer.params}
-
-    def train(self, mode: bool = True) -> Any:
-        for part in self.parts.values():
-            part.train(mode)
-        return super().train(mode)
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        return {f"{part}.{name}": a for part, layer in self.parts.items()
-                for name, a in layer.state_dict().items()}
-
-# %% ../nbs/mlp.ipynb #5e96f501
-class Sequential(Composite):
-    """Layers one after the other; `model[i]` is one of them, `model[i:j]` some.
-
-    - `params`: those of all, as "0.weight", "2.bias"; the arrays are the layers' own.
-    - Raises TypeError on what is not a `Layer`, ValueError where one comes twice.
-    """
-    def __init__(self, *layers: Layer):
-        for i, layer in enumerate(layers):
-            _instance(layer, Layer, f"layers[{i}]")
-        super().__init__(**{str(i): layer for i, layer in enumerate(layers)})
-        self.layers = layers
-        self.takes_ids = bool(layers) and layers[0].takes_ids
-
-    def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
-        caches = []
-        for layer in self.layers:
-            x, cache = layer.forward(x)
-            caches.append(cache)
-        return x, caches
-
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
-        grads = {}
-        for i in range(len(self.layers) - 1, -1, -1):
-            wanted = input_grad or i > 0
-            grad, grads[str(i)] = self.layers[i].backward(grad, cache[i], wanted)
-        return grad, self._join(grads)
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __iter__(self) -> Iterator[Layer]:
-        return iter(self.layers)
-
-    def __getitem__(self, i: int | slice) -> Any:
-        return Sequential(*self.layers[i]) if isinstance(i, slice) else self.layers[i]
-
-    def __repr__(self) -> str:
-        return f"Sequential({', '.join(map(repr, self.layers))})"
-
-# %% ../nbs/mlp.ipynb #9e8441e9
-def check_gradients(model: Layer, loss: Loss, x: ArrayLike, y: ArrayLike,
-                    h: float = 6e-6) -> float:
-    r"""Largest relative difference of a model's gradients from finite differences.
-
-    - `x`, `y`: examples and targets, as for the model and the loss; `h`: the step.
-    - Compares the gradients by all parameters and by `x`, unless the model takes ids, in
-      float64 and on a copy of the model. Right ones come to about $10^{-8}$, wrong ones
-      mostly to above $10^{-3}$.
-    - Takes two losses for each number in `x` and the parameters: small models only. At a
-      kink, such as that of ReLU at 0, the differences mean nothing.
-    - Raises as the model does, and ValueError where its gradients lack names or shapes.
-    """
-    twin = _in_float64(model)
-    x = np.asarray(x) if model.takes_ids else as_float(x, "x", dtype=np.float64)
-    answer, cache = twin.forward(x)
-    value, loss_cache = loss.forward(answer, y)
-    grad_x, grads = twin.backward(loss.backward(loss_cache), cache)
-    worst = 0.0 if model.takes_ids else _difference(
-        grad_x, numerical_grad(lambda v: loss(twin(v), y), x, h), value, "x")
-    if grads.keys() != twin.params.keys():
-        raise ValueError(f"model: expected gradients {list(twin.params)}, got {list(grads)}")
-    for name, p in twin.params.items():
-        kept = p.copy()
-
-        def replaced(v, p=p):
-            p[...] = v
-            return loss(twin(x), y)
-        measured = numerical_grad(replaced, kept, h)
-        p[...] = kept
-        worst = max(worst, _difference(grads[name], measured, value, name))
-    return worst
-
-# %% ../nbs/mlp.ipynb #816b2da3
-def _in_float64(model: Layer) -> Layer:
-    "A copy of the model whose float arrays are float64."
-    wide = {id(a): a.astype(np.float64) for a in model.state_dict().values()
-            if a.dtype.kind == "f"}
-    return copy.deepcopy(model, wide)  # as if these had been copied already
-
-
-def _difference(ours: Any, measured: np.ndarray, loss: float, name: str) -> float:
-    "How far a gradient is from that measured, relative to its largest entry."
-    if np.shape(ours) != measured.shape:
-        raise ValueError(f"model: expected a gradient by {name} of shape {measured.shape}, "
-                         f"got {np.shape(ours)}")
-    size = max(abs(ours).max(initial=0), abs(measured).max(initial=0), 1e-3 * abs(loss))
-    return float(abs(ours - measured).max(initial=0) / max(size, 1e-9))
-
-# %% ../nbs/mlp.ipynb #621fbf85
-class _Summary:
-    "Rows of (name, layer, output shape, parameters), as text or as a table in a notebook."
-    head = ("layer", "", "output shape", "parameters")
-
-    def __init__(self, rows: Sequence[tuple[str, str, tuple[int, ...], int]]):
-        self.rows = list(rows)
-        self.parameters = sum(row[3] for row in rows)
-
-    def _cells(self) -> list[tuple[str, ...]]:
-        shown = [(name, kind, f"({', '.join(['m', *map(str, shape)])})", f"{n:,}")
-                 for name, kind, shape, n in self.rows]
-        return [*shown, ("all", "", "", f"{self.parameters:,}")]
-
-    def __repr__(self) -> str:
-        lines = [self.head, *self._cells()]
-        a, b, c, d = (max(map(len, column)) for column in zip(*lines))
-        return "\n".join(f"{i:{a}}  {k:{b}}  {s:{c}}  {n:>{d}}".rstrip()
-                         for i, k, s, n in lines)
-
-    def _repr_markdown_(self) -> str:
-        lines = [("no.", "layer", *self.head[2:]), (":--", ":--", ":--", "--:"), *self._cells()]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-# %% ../nbs/mlp.ipynb #c1419da3
-def summary(model: Layer, input_shape: Sequence[int]) -> _Summary:
-    """Layers, output shapes and numbers of parameters, printed as a table.
-
-    - `input_shape`: that of one example, without the batch, whose size is shown as m.
-    - The result has `rows` of (name, layer, output shape without the batch, parameters),
-      and `parameters`, the number of all.
-    - Raises TypeError where `model` is no `Layer`, and as the model does on shapes that do
-      not fit.
-    """
-    _instance(model, Layer, "model")
-    model = copy.deepcopy(model).eval()  # looked at, not trained
-    shape = (1, *(_size(n, "input_shape") for n in input_shape))
-    first = next(iter(model.params.values()), np.zeros(1, np.float32))
-    rows: list[tuple[str, str, tuple[int, ...], int]] = []
-
-    def walk(layer: Layer, name: str, x: np.ndarray) -> np.ndarray:
-        if isinstance(layer, Sequential):
-            for i, part in enumerate(layer):
-                x = walk(part, f"{name}.{i}".lstrip("."), x)
-            return x
-        y = layer(x)
-        size = sum(p.size for p in layer.params.values())
-        rows.append((name, repr(layer), y.shape[1:], size))
-        return y
-    walk(model, "", np.zeros(shape, np.int64 if model.takes_ids else first.dtype))
-    return _Summary(rows)
+    _forward, _derivative = staticmethod(log_softmax_kernel), staticmethod(log_softmax_grad_kernel)

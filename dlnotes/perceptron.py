@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .checking import as_float, as_labels, compiled
+from .core.arguments import as_float, as_labels
+from .core.execution import compiled
+from .kernels.perceptron_epoch import unrolled_epoch
 
 # %% auto #0
 __all__ = ['weighted_sum', 'heaviside', 'perceptron_forward', 'perceptron_update', 'margin', 'mistake_bound', 'perceptron_loss',
-           'perceptron_grad', 'perceptron_epoch', 'Perceptron']
+           'perceptron_grad', 'epoch_kernel', 'perceptron_epoch', 'Perceptron']
 
 # %% ../nbs/perceptron.ipynb #d1a19bf2
 def _neuron(x: ArrayLike, weight: ArrayLike, bias: ArrayLike) -> tuple[np.ndarray, ...]:
@@ -146,40 +148,23 @@ def perceptron_grad(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
     error = (perceptron_forward(x, weight, bias) - y).astype(x.dtype)
     return error @ x / x.dtype.type(len(x)), error.mean()
 
-# %% ../nbs/perceptron.ipynb #ecf72fa4
-# reassoc: each sum in any order, so that it can use vectors. Every order is
-# within (n + 1) eps sum(|x_j w_j|) of the exact sum, the bias included.
-# contract: a product is added in one rounding instead of two.
-@compiled(fastmath={"contract", "reassoc"})
-def _epoch(x, y, order, w, a, lr, one, seen):
-    "One pass over the rows `order`; changes `w` and `a`, returns the mistakes."
-    n, last, k, mistakes = x.shape[1], order.size - 1, 0, 0
-    while k <= last:
-        i0, i1 = order[k], order[min(k + 1, last)]
-        i2, i3 = order[min(k + 2, last)], order[min(k + 3, last)]
-        x0, x1, x2, x3 = x[i0], x[i1], x[i2], x[i3]
-        z0 = z1 = z2 = z3 = one * w[n]
+# %% ../nbs/perceptron.ipynb #3efac326
+@compiled()
+def epoch_kernel(x, y, order, w, a, lr, one, seen):
+    "One pass over the rows `order` of x (m, n); changes w and a (n + 1,), returns the mistakes."
+    n, mistakes = x.shape[1], 0
+    for k in range(order.size):
+        row, z = x[order[k]], one * w[n]
         for j in range(n):
-            z0 += x0[j] * w[j]
-            z1 += x1[j] * w[j]
-            z2 += x2[j] * w[j]
-            z3 += x3[j] * w[j]
-        right0 = y[i0] == (z0 >= 0)
-        right1 = right0 & (y[i1] == (z1 >= 0))
-        right2 = right1 & (y[i2] == (z2 >= 0))
-        right3 = right2 & (y[i3] == (z3 >= 0))
-        if right3:  # a branch, so that the processor may go on before it knows
-            k += 4
-            continue
-        k += int(right0) + int(right1) + int(right2)
-        wrong, step = x[order[k]], lr if y[order[k]] else -lr
-        for j in range(n):
-            w[j] += step * wrong[j]
-            a[j] += (seen + k) * step * wrong[j]
-        w[n] += step * one
-        a[n] += (seen + k) * step * one
-        mistakes += 1
-        k += 1
+            z += row[j] * w[j]
+        if y[order[k]] != (z >= 0):
+            step = lr if y[order[k]] else -lr
+            for j in range(n):
+                w[j] += step * row[j]
+                a[j] += (seen + k) * step * row[j]
+            w[n] += step * one
+            a[n] += (seen + k) * step * one
+            mistakes += 1
     return mistakes
 
 # %% ../nbs/perceptron.ipynb #7c2c5497
@@ -201,7 +186,7 @@ def perceptron_epoch(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
     if np.asarray(order).dtype == bool:
         raise TypeError("order: expected row numbers, got a mask: use np.flatnonzero")
     w, number = np.append(weight, bias), x.dtype.type
-    mistakes = _epoch(x, y == 1, np.array(rows, np.int32), w, np.zeros(w.size),
+    mistakes = unrolled_epoch(x, y == 1, np.array(rows, np.int32), w, np.zeros(w.size),
                       number(as_float(lr, "lr", (), x.dtype)), number(1), 0)
     return w[:-1], w[-1], mistakes
 
@@ -338,7 +323,7 @@ class Perceptron(ClassifierMixin, BaseEstimator):
         mistakes = np.zeros(len(active), int)
         for c in np.flatnonzero(active):
             mine = y == self.classes_[1 if len(active) == 1 else c]
-            mistakes[c] = _epoch(X, mine, order, self._weight[c], self._sum[c],
+            mistakes[c] = unrolled_epoch(X, mine, order, self._weight[c], self._sum[c],
                                  number(self.eta0), number(self.fit_intercept), self._seen)
         if not np.isfinite(self._weight).all():
             del self.classes_

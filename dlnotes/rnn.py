@@ -5,18 +5,217 @@
 # %% ../nbs/rnn.ipynb #ea638b8f
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 from scipy.sparse import csr_matrix
 
-from .checking import _FLOATS, _count, _fitting, _input, _instance
-from .mlp import Composite, Layer, _size
-from .recurrent import Recurrent, _generator
+from .core.arguments import check_array, check_count, check_flag
+from .core.arguments import check_float_dtype, check_input, check_instance
+from .core.arguments import check_mask, check_real, check_rng
+from .core.execution import compiled
+from .core.layers import Composite, Layer, uniform_parameters
+from .kernels.recurrence import recurrence_backward, recurrence_forward
+from .training import dropout_scale
 
 # %% auto #0
-__all__ = ['RNN', 'Embedding', 'Transpose', 'SequenceModel']
+__all__ = ['rnn_kernel', 'rnn_backward_kernel', 'Recurrent', 'RNN', 'Embedding', 'Transpose', 'SequenceModel']
+
+# %% ../nbs/rnn.ipynb #c05cd4c0
+@compiled()
+def rnn_kernel(a, W_h, h):
+    "States h (m, T, d) of tanh cells from a = W_x x + b (m, T, d); they begin at 0."
+    examples, steps, d = a.shape
+    for n in range(examples):
+        for t in range(steps):
+            for i in range(d):
+                z = a[n, t, i]
+                if t > 0:
+                    for j in range(d):
+                        z += W_h[i, j] * h[n, t - 1, j]
+                h[n, t, i] = np.tanh(z)
+
+# %% ../nbs/rnn.ipynb #1ff243f9
+@compiled()
+def rnn_backward_kernel(grad, h, W_h, g_z):
+    "Gradients g_z (m, T, d) w.r.t. the pre-activations, from grad w.r.t. the states."
+    examples, steps, d = h.shape
+    for n in range(examples):
+        for t in range(steps - 1, -1, -1):
+            for j in range(d):
+                g_h = grad[n, t, j]
+                if t + 1 < steps:
+                    for i in range(d):
+                        g_h += W_h[i, j] * g_z[n, t + 1, i]
+                g_z[n, t, j] = g_h * (1 - h[n, t, j] ** 2)
+
+# %% ../nbs/rnn.ipynb #e1945db5
+_GATES = {"tanh": 1, "relu": 1, "gru": 3, "lstm": 4}
+
+
+class Recurrent(Layer):
+    r"""What `RNN`, `LSTM` and `GRU` share: layers, directions, masks, states.
+
+    - `cell`: "tanh", "relu", "gru" or "lstm". `input_size`, `hidden_size`: features of the
+      input and of a state. `dropout`: of the input of each layer but the first, in training.
+    - `params`: under PyTorch's names and shapes, even in
+      $\pm 1/\sqrt{\text{hidden\_size}}$ at first. `rng`: a Generator or a seed for them
+      and for dropout; `dtype`: float32 or float64.
+    - Raises ValueError or TypeError on settings that do not fit.
+    """
+    def __init__(self, cell: str, input_size: int, hidden_size: int, num_layers: int = 1,
+                 bias: bool = True, dropout: float = 0.0, bidirectional: bool = False, *,
+                 rng: np.random.Generator | int | None = None,
+                 dtype: DTypeLike = np.float32):
+        if cell not in _GATES:
+            raise ValueError(f"cell: expected one of {', '.join(_GATES)}, got {cell!r}")
+        self.cell, self.input_size = cell, check_count(input_size, "input_size")
+        self.hidden_size = check_count(hidden_size, "hidden_size")
+        self.num_layers = check_count(num_layers, "num_layers")
+        self.bias = check_flag(bias, "bias")
+        self.bidirectional = check_flag(bidirectional, "bidirectional")
+        self.dropout, self.rng = check_real(dropout, "dropout", 0, 1), check_rng(rng)
+        self._shapes = self._parts()
+        shapes = {name: s for part in self._shapes for name, s in part.items()}
+        self.params = uniform_parameters(shapes, self.hidden_size, self.rng, dtype)
+
+    def _parts(self) -> list[dict[str, tuple[int, ...]]]:
+        "Names and shapes of the parameters of each layer and direction."
+        parts, n, d = [], self.hidden_size, 1 + self.bidirectional
+        rows = n * _GATES[self.cell]
+        for k in range(self.num_layers * d):
+            end = f"_l{k // d}" + "_reverse" * (k % d)
+            shapes: dict[str, tuple[int, ...]] = {
+                "weight_ih" + end: (rows, self.input_size if k < d else d * n),
+                "weight_hh" + end: (rows, n)}
+            biases = {name + end: (rows,) for name in ("bias_ih", "bias_hh")}
+            parts.append(shapes | biases if self.bias else shapes)
+        return parts
+
+    def forward(self, x: np.ndarray, state: Any = None,  # type: ignore[override]
+                mask: np.ndarray | None = None) -> tuple[tuple[np.ndarray, Any], Any]:
+        """((y, state_n), cache) for `x` (m, time, input_size).
+
+        - `y`: (m, time, D hidden_size), D being 2 if `bidirectional`, else 1. `state_n`: that
+          after the last step, (num_layers D, m, hidden_size); for the LSTM a pair, (h, c).
+        - `state`: the one to begin from, like `state_n`; None: zeros.
+        - `mask`: (m, time), True at real steps. At others the state stays, and `y` is 0.
+        - The cache holds `x` and `y`: change neither in place before `backward`.
+        - Raises ValueError or TypeError on what does not fit, and without a single step.
+        """
+        return self._run(x, state, mask, keep=True)
+
+    def __call__(self, x: np.ndarray, state: Any = None,  # type: ignore[override]
+                 mask: np.ndarray | None = None) -> tuple[np.ndarray, Any]:
+        return self._run(x, state, mask, keep=False)[0]
+
+    def _run(self, x: Any, state: Any, mask: Any, keep: bool) -> tuple[tuple, Any]:
+        y = _sequences(x, self.input_size, next(iter(self.params.values())))
+        mask = None if mask is None else check_mask(mask, "mask", y.shape[:2])
+        first, kept = self._states(state, len(y), "state"), []
+        ends: list[tuple[np.ndarray, ...]] = []
+        for layer in range(self.num_layers):
+            scale = dropout_scale(y, self.dropout, self.rng) if layer and self.training else None
+            y = y if scale is None else y * scale
+            runs = [recurrence_forward(self.cell, y, first[k], self._weights(k), mask, back, keep)
+                    for k, back in self._ways(layer)]
+            ys, last, caches = zip(*runs)
+            y = ys[0] if len(ys) == 1 else np.concatenate(ys, axis=2)
+            ends += last
+            kept.append((scale, caches))
+        if mask is not None:
+            y = np.where(mask[:, :, None], y, y.dtype.type(0))
+        return (y, self._joined(ends)), (kept, y.shape, self._kind())
+
+    def backward(self, grad: Any, cache: Any, input_grad: bool = True,
+                 ) -> tuple[Any, dict[str, np.ndarray]]:
+        """((grad_x, grad_state), grads) from `grad`, a pair (grad_y, grad_state_n).
+
+        - Either of the pair may be None, where the loss does not depend on it.
+        - `grad_state`: by the first state; for the LSTM a pair.
+        - Raises ValueError or TypeError on gradients that do not fit, and on the cache of a
+          layer of another kind or size.
+        """
+        if not isinstance(cache, tuple) or len(cache) != 3 or cache[2] != self._kind():
+            raise ValueError(f"cache: expected one that forward of {self!r} gave")
+        kept, shape, _ = cache
+        grad_y, ends = self._gradients(grad, shape)
+        firsts, grads = list(ends), dict[str, np.ndarray]()
+        for layer in range(self.num_layers)[::-1]:
+            scale, caches = kept[layer]
+            n, wanted = self.hidden_size, layer > 0 or input_grad
+            total: Any = None
+            for (k, back), cache in zip(self._ways(layer), caches):
+                part = np.ascontiguousarray(grad_y[..., back * n:(back + 1) * n])
+                dx, firsts[k], dw = recurrence_backward(
+                    part, ends[k], cache, self._weights(k), wanted)
+                total = dx if total is None or dx is None else total + dx
+                grads |= dict(zip(self._shapes[k], dw))
+            grad_y = total if scale is None else total * scale
+        return (grad_y, self._joined(firsts)), {name: grads[name] for name in self.params}
+
+    def _ways(self, layer: int) -> list[tuple[int, bool]]:
+        "The directions of a layer: their numbers, and whether they go backward."
+        d = 1 + self.bidirectional
+        return [(layer * d + back, bool(back)) for back in range(d)]
+
+    def _kind(self) -> tuple[Any, ...]:
+        "What a cache must agree in with the layer, lest a kernel reads past an array."
+        return self.cell, self._shapes, next(iter(self.params.values())).dtype
+
+    def _weights(self, k: int) -> list[np.ndarray]:
+        "The weights of a layer in a direction, zeros for biases that are not there."
+        dtype = next(iter(self.params.values())).dtype
+        weights = [check_array(self.params[name], shape, dtype, name)
+                   for name, shape in self._shapes[k].items()]
+        return weights if self.bias else weights + [np.zeros(len(weights[0]), dtype)] * 2
+
+    def _states(self, state: Any, m: int, name: str) -> list[tuple[np.ndarray, ...]]:
+        "A state, or zeros, layer by layer and direction by direction."
+        like, pair = next(iter(self.params.values())), self.cell == "lstm"
+        shape = (len(self._shapes), m, self.hidden_size)
+        if state is None:
+            state = (np.zeros(shape, like.dtype),) * (1 + pair)
+        elif not pair:
+            state = (state,)
+        elif not isinstance(state, (tuple, list)) or len(state) != 2:
+            raise TypeError(f"{name}: expected a pair (h, c), got {state!r:.60}")
+        arrays = [check_array(check_input(a, name, like), shape, like.dtype, name) for a in state]
+        return list(zip(*map(np.ascontiguousarray, arrays)))
+
+    def _joined(self, states: Sequence[tuple[np.ndarray, ...]]) -> Any:
+        "The opposite of `_states`."
+        arrays = tuple(np.stack(a) if len(a) > 1 else a[0][None] for a in zip(*states))
+        return arrays if self.cell == "lstm" else arrays[0]
+
+    def _gradients(self, grad: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, list]:
+        "Those by y and by the last state, zeros for None."
+        if not isinstance(grad, (tuple, list)) or len(grad) != 2:
+            raise TypeError(f"grad: expected a pair (grad_y, grad_state_n), got {grad!r:.60}")
+        dtype = next(iter(self.params.values())).dtype
+        grad_y = np.zeros(shape, dtype) if grad[0] is None else grad[0]
+        return (check_array(check_input(grad_y, "grad_y"), shape, dtype, "grad_y"),
+                self._states(grad[1], shape[0], "grad_state_n"))
+
+    def __repr__(self) -> str:
+        settings = [str(self.input_size), str(self.hidden_size)]
+        for name, default in [("num_layers", 1), ("bias", True), ("dropout", 0.0),
+                              ("bidirectional", False)]:
+            if (value := getattr(self, name)) != default:
+                settings.append(f"{name}={value}")
+        settings += ["nonlinearity='relu'"] * (self.cell == "relu")
+        return f"{type(self).__name__}({', '.join(settings)})"
+
+# %% ../nbs/rnn.ipynb #185bb643
+def _sequences(x: Any, features: int, like: np.ndarray) -> np.ndarray:
+    x = check_input(x, like=like)
+    if x.ndim != 3 or x.shape[2] != features:
+        raise ValueError(f"x: expected shape (m, time, {features}), got {x.shape}")
+    if 0 in x.shape:
+        raise ValueError(f"x: expected at least one sequence and one step, got {x.shape}")
+    return np.ascontiguousarray(x)
 
 # %% ../nbs/rnn.ipynb #551ebb5d
 class RNN(Recurrent):
@@ -55,11 +254,10 @@ class Embedding(Layer):
                  padding_idx: int | None = None, *,
                  rng: np.random.Generator | int | None = None,
                  dtype: DTypeLike = np.float32):
-        shape = (_size(num_embeddings, "num_embeddings"),
-                 _size(embedding_dim, "embedding_dim"))
-        if np.dtype(dtype) not in _FLOATS:
-            raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
-        self.params = {"weight": _generator(rng).standard_normal(shape).astype(dtype)}
+        shape = (check_count(num_embeddings, "num_embeddings"),
+                 check_count(embedding_dim, "embedding_dim"))
+        check_float_dtype(dtype)
+        self.params = {"weight": check_rng(rng).standard_normal(shape).astype(dtype)}
         self.padding_idx = padding_idx
         if padding_idx is not None:
             self.padding_idx = _index(padding_idx, "padding_idx", shape[0]) % shape[0]
@@ -74,7 +272,7 @@ class Embedding(Layer):
                  ) -> tuple[Any, dict[str, np.ndarray]]:
         "None, as there is no slope by a name, and the sum for each row of what came to it."
         rows, width = self.params["weight"].shape
-        grad = _fitting(grad, (*cache.shape, width), self.params["weight"].dtype)
+        grad = check_array(grad, (*cache.shape, width), self.params["weight"].dtype)
         n = cache.size  # a table with a 1 where the row was used
         ones, ends = np.ones(n, grad.dtype), np.arange(n + 1)
         used = csr_matrix((ones, cache.ravel(), ends), (n, rows))
@@ -101,7 +299,7 @@ def _ids(x: Any, n: int) -> np.ndarray:
 
 def _index(value: Any, name: str, n: int) -> int:
     "The argument `name` as a whole number from -`n` to below `n`."
-    if _count(value, name, -n) >= n:
+    if check_count(value, name, -n) >= n:
         raise ValueError(f"{name}: expected {-n} to {n - 1}, got {value}")
     return int(value)
 
@@ -117,7 +315,7 @@ class Transpose(Layer):
         self.dims = _index(dim0, "dim0", 64), _index(dim1, "dim1", 64)
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
-        x = _input(x)
+        x = check_input(x)
         if any(not -x.ndim <= d < x.ndim for d in self.dims):
             raise ValueError(f"x: expected axes {self.dims}, got shape {x.shape}")
         y = np.ascontiguousarray(x.swapaxes(*self.dims))
@@ -125,7 +323,7 @@ class Transpose(Layer):
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
-        grad = _fitting(grad, cache, grad.dtype)
+        grad = check_array(grad, cache, grad.dtype)
         return np.ascontiguousarray(grad.swapaxes(*self.dims)), {}
 
     def __repr__(self) -> str:
@@ -145,12 +343,11 @@ class SequenceModel(Composite):
     """
     def __init__(self, recurrent: Recurrent, head: Layer, embedding: Layer | None = None,
                  last: bool = False):
-        _instance(recurrent, Recurrent, "recurrent")
-        _instance(last, (bool, np.bool_), "last")
+        check_instance(recurrent, Recurrent, "recurrent")
         first = {} if embedding is None else {"embedding": embedding}
         super().__init__(**first, recurrent=recurrent, head=head)
         self.recurrent, self.head = recurrent, head
-        self.embedding, self.last = embedding, bool(last)
+        self.embedding, self.last = embedding, check_flag(last, "last")
         self.takes_ids = embedding is not None and embedding.takes_ids
 
     def forward(self, x: np.ndarray,  # type: ignore[override]
@@ -160,8 +357,8 @@ class SequenceModel(Composite):
         (y, state), middle = self.recurrent.forward(x, None, mask)
         if self.last:
             y = _top(state, y.shape[2] // self.recurrent.hidden_size)
-        answer, end = self.head.forward(y)
-        return answer, (first, middle, end, state)
+        output, end = self.head.forward(y)
+        return output, (first, middle, end, state)
 
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -18,14 +18,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from .checking import _count, _instance, _real, as_float
-from .gradients import clip_grad_norm
-from .losses import BCEWithLogitsLoss, CrossEntropyLoss, Loss, _class_numbers
-from .mlp import Layer
-from .optim import Optimizer
+from .core.arguments import as_float, check_array, check_count, check_flag
+from .core.arguments import check_input, check_instance, check_real, check_rng
+from .core.execution import compiled, in_threads, num_threads
+from .core.layers import Layer, Loss
+from .kernels.elementary import LANES, broadcast, horizontal_sum, load_vector
+from .kernels.elementary import to_float64
 
 # %% auto #0
-__all__ = ['step_lr', 'cosine_lr', 'History', 'evaluate', 'fit', 'save', 'load']
+__all__ = ['step_lr', 'cosine_lr', 'Optimizer', 'SGD', 'AdamW', 'clip_grad_norm', 'History', 'evaluate', 'fit', 'Dropout',
+           'dropout_scale', 'save', 'load']
 
 # %% ../nbs/training.ipynb #3570b08e
 def step_lr(step: int, lr: float, step_size: int, gamma: float = 0.1) -> float:
@@ -36,8 +38,8 @@ def step_lr(step: int, lr: float, step_size: int, gamma: float = 0.1) -> float:
     - Raises TypeError or ValueError on numbers that do not fit.
     - Source: PyTorch's `StepLR`.
     """
-    periods = _count(step, "step", 0) // _count(step_size, "step_size")
-    return _real(lr, "lr") * _real(gamma, "gamma") ** periods
+    periods = check_count(step, "step", 0) // check_count(step_size, "step_size")
+    return check_real(lr, "lr") * check_real(gamma, "gamma") ** periods
 
 # %% ../nbs/training.ipynb #27636c61
 def cosine_lr(step: int, lr: float, T_max: int, eta_min: float = 0.0, warmup: int = 0,
@@ -50,12 +52,263 @@ def cosine_lr(step: int, lr: float, T_max: int, eta_min: float = 0.0, warmup: in
     - Raises TypeError or ValueError on numbers that do not fit.
     - Source: Loshchilov and Hutter (2017); PyTorch's `LinearLR`, `CosineAnnealingLR`.
     """
-    t, lr, low = _count(step, "step", 0), _real(lr, "lr"), _real(eta_min, "eta_min")
-    first = _real(start_factor, "start_factor", 0, 1 + 1e-9)
-    if t < _count(warmup, "warmup", 0):
+    t, lr, low = check_count(step, "step", 0), check_real(lr, "lr"), check_real(eta_min, "eta_min")
+    first = check_real(start_factor, "start_factor", 0, 1 + 1e-9)
+    if t < check_count(warmup, "warmup", 0):
         return lr * (first + (1 - first) * t / warmup)
-    done = min(1.0, (t - warmup) / _count(T_max, "T_max"))
+    done = min(1.0, (t - warmup) / check_count(T_max, "T_max"))
     return low + (lr - low) * (1 + math.cos(math.pi * done)) / 2
+
+# %% ../nbs/training.ipynb #d6b998f1
+@compiled()
+def _sgd(w, g, h):
+    "Gradient descent in place; `h`: learning rate, weight decay."
+    lr, decay = h[0], h[1]
+    for i in range(w.size):
+        w[i] -= lr * (g[i] + decay * w[i])
+
+# %% ../nbs/training.ipynb #92c6bfce
+@compiled()
+def _momentum(w, g, m, h):
+    "Momentum in place; `h`: learning rate, weight decay, momentum, whether Nesterov's."
+    lr, decay, mu, ahead = h[0], h[1], h[2], h[3] != 0
+    for i in range(w.size):
+        d = g[i] + decay * w[i]
+        m[i] = mu * m[i] + d
+        w[i] -= lr * (d + mu * m[i] if ahead else m[i])
+
+# %% ../nbs/training.ipynb #3b248860
+@compiled()
+def _adamw(w, g, m, v, h):
+    "AdamW in place; `h`: the factors, in the order in which `AdamW` sets them."
+    b1, new1, b2, new2, keep, rate, root, eps = (
+        h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7])
+    for i in range(w.size):
+        m[i] = b1 * m[i] + new1 * g[i]
+        v[i] = b2 * v[i] + new2 * (g[i] * g[i])
+        w[i] = keep * w[i] - rate * m[i] / (np.sqrt(v[i]) * root + eps)
+
+# %% ../nbs/training.ipynb #86e37900
+_LARGE = 1 << 19  # elements from which a step is worth sharing between threads
+
+
+def _parameter(w: Any, name: str) -> np.ndarray:
+    "A parameter, if a kernel can change it in place."
+    if not isinstance(w, np.ndarray) or w.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name}: expected a float32 or float64 array, "
+                        f"got {getattr(w, 'dtype', type(w).__name__)}")
+    if not (w.flags.c_contiguous and w.flags.writeable):
+        raise ValueError(f"{name}: expected a contiguous array that can be written to, "
+                         "as it is changed in place")
+    return w
+
+# %% ../nbs/training.ipynb #718a22b8
+def _refuse(params, grads):
+    "Say what is wrong with the gradients `grads` of `params`."
+    if wrong := sorted(map(str, grads.keys() ^ params.keys())):
+        raise ValueError(f"grads: expected the names {list(params)}, differs in {wrong}")
+    for k, w in params.items():
+        g, name = grads[k], f"grads[{k!r}]"
+        if type(g) is not np.ndarray or g.dtype != w.dtype:
+            raise TypeError(f"{name}: expected an array of dtype {w.dtype}, got "
+                            f"{type(g).__name__} {getattr(g, 'dtype', '')}")
+        if g.shape != w.shape:
+            raise ValueError(f"{name}: expected shape {w.shape}, got {g.shape}")
+
+# %% ../nbs/training.ipynb #845b1111
+def _shared_step(kernel, w, g, memories, h):
+    "The step of a large array, shared between threads."
+    n = num_threads()
+    size = -(-w.size // n)
+    def part(i):
+        rows = slice(i * size, (i + 1) * size)
+        kernel(w[rows], g[rows], *(m[rows] for m in memories), h)
+    in_threads(part, n)
+
+# %% ../nbs/training.ipynb #a8ab7782
+class Optimizer:
+    """What `SGD` and `AdamW` have in common.
+
+    - `params`: name -> float array, such as `model.params`. The arrays themselves are
+      changed; each must be contiguous and writeable. All have one dtype.
+    - `lr`: the learning rate; may be set at any time. `steps`: how many were made.
+    - `state`: name -> the memories of that parameter.
+    - Raises TypeError or ValueError on parameters and settings that do not fit.
+    """
+    _kernel: Any
+
+    def __init__(self, params: Mapping[str, np.ndarray], lr: float, memories: int):
+        if not isinstance(params, Mapping):
+            raise TypeError(f"params: expected a dict, got {type(params).__name__}")
+        self.params = {k: _parameter(w, f"params[{k!r}]") for k, w in params.items()}
+        if len({w.dtype for w in self.params.values()}) != 1:
+            raise ValueError("params: expected arrays of one dtype, got "
+                             f"{[str(w.dtype) for w in self.params.values()]}")
+        self.state = {k: tuple(np.zeros_like(w) for _ in range(memories))
+                      for k, w in self.params.items()}
+        self.lr, self.steps = lr, 0
+        self._bind()
+
+    @property
+    def lr(self) -> float:
+        "The learning rate."
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        self._lr = check_real(lr, "lr")
+
+    def step(self, grads: Mapping[str, np.ndarray]) -> None:
+        """Change all parameters in place, by one step against the gradients.
+
+        - `grads`: name -> array of the shape and dtype of that parameter.
+        - Raises ValueError on missing or unknown names and on wrong shapes, TypeError on
+          wrong dtypes; then nothing was changed. NaN and infinity are not looked for.
+        """
+        flat = self._flat(grads)
+        self.steps += 1
+        h, kernel = self._factors(), self._kernel
+        for (_, _, w, memories), g in zip(self._bound, flat):
+            if g.size < _LARGE:
+                kernel(w, g, *memories, h)
+            else:
+                _shared_step(kernel, w, g, memories, h)
+
+    def _flat(self, grads):
+        "The gradients in the order of the parameters, each (n,), if they all fit."
+        flat, dtype = [], self._h.dtype
+        if len(grads) != len(self._bound):
+            _refuse(self.params, grads)
+        for name, shape, _, _ in self._bound:
+            g = grads.get(name)
+            if type(g) is not np.ndarray or g.shape != shape or g.dtype != dtype:
+                _refuse(self.params, grads)
+            flat.append(g.ravel())
+        return flat
+
+    def _factors(self) -> np.ndarray:
+        "The numbers that the kernel needs for this step."
+        raise NotImplementedError
+
+    def _bind(self):
+        "Flat views of all arrays, made once."
+        self._bound = [(k, w.shape, w.reshape(-1), [m.reshape(-1) for m in self.state[k]])
+                       for k, w in self.params.items()]
+        self._h = np.zeros(8, next(iter(self.params.values())).dtype)
+
+    def __getstate__(self):
+        return {k: a for k, a in self.__dict__.items() if k not in ("_bound", "_h")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._bind()  # pickled, views would have become copies
+
+# %% ../nbs/training.ipynb #5b010e78
+class SGD(Optimizer):
+    r"""Stochastic gradient descent, with momentum if wanted.
+
+    - `params`: name -> float array, changed in place; `lr`: learning rate $\eta$;
+      `momentum`: $\mu$, from 0 to below 1; `weight_decay`: $\rho$, by L2;
+      `nesterov`: whether to look ahead, which needs momentum.
+    - Raises TypeError or ValueError on parameters and settings that do not fit.
+    - Source: Sutskever et al. (2013); PyTorch's `SGD`.
+    """
+    def __init__(self, params: Mapping[str, np.ndarray], lr: float = 1e-3, *,
+                 momentum: float = 0.0, weight_decay: float = 0.0,
+                 nesterov: bool = False):
+        self.momentum = check_real(momentum, "momentum", 0, 1)
+        self.weight_decay = check_real(weight_decay, "weight_decay")
+        if check_flag(nesterov, "nesterov") and not momentum:
+            raise ValueError("nesterov: expected a momentum above 0 with it, got 0")
+        self.nesterov = bool(nesterov)
+        super().__init__(params, lr, memories=1 if momentum else 0)
+
+    @property
+    def _kernel(self):
+        return _momentum if self.momentum else _sgd
+
+    def _factors(self):
+        h = self._h
+        h[0], h[1], h[2], h[3] = self.lr, self.weight_decay, self.momentum, self.nesterov
+        return h
+
+# %% ../nbs/training.ipynb #68bea548
+class AdamW(Optimizer):
+    r"""Adam with decoupled weight decay.
+
+    - `params`: name -> float array, changed in place; `lr`: learning rate $\eta$;
+      `betas`: $\beta_1, \beta_2$, from 0 to below 1; `eps`: $\varepsilon$;
+      `weight_decay`: $\rho$.
+    - Raises TypeError or ValueError on parameters and settings that do not fit.
+    - Source: Kingma and Ba (2015), Loshchilov and Hutter (2019); PyTorch's `AdamW`.
+    """
+    def __init__(self, params: Mapping[str, np.ndarray], lr: float = 1e-3,
+                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 1e-2):
+        if not (isinstance(betas, (tuple, list)) and len(betas) == 2):
+            raise TypeError(f"betas: expected two numbers, got {betas!r}")
+        self.betas = (check_real(betas[0], "betas[0]", 0, 1),
+                      check_real(betas[1], "betas[1]", 0, 1))
+        self.eps = check_real(eps, "eps")
+        self.weight_decay = check_real(weight_decay, "weight_decay")
+        super().__init__(params, lr, memories=2)
+
+    @property
+    def _kernel(self):
+        return _adamw
+
+    def _factors(self):
+        (b1, b2), h, t = self.betas, self._h, self.steps
+        h[0], h[1], h[2], h[3] = b1, 1 - b1, b2, 1 - b2
+        h[4], h[5] = 1 - self.lr * self.weight_decay, self.lr / (1 - b1**t)
+        h[6], h[7] = 1 / math.sqrt(1 - b2**t), self.eps
+        return h
+
+# %% ../nbs/training.ipynb #fbadb042
+@compiled()
+def _squares(g):
+    "The sum of the squares, in float64."
+    total, zero = broadcast(0.0), g.dtype.type(0)
+    for i in range(0, g.size, LANES):
+        part = to_float64(load_vector(g, i, zero))
+        total = total + part * part
+    return horizontal_sum(total)
+
+
+def _norm(g: np.ndarray) -> float:
+    "The root of the sum of the squares, also where these overflow."
+    flat = g.ravel()
+    norm = math.sqrt(_squares(flat))
+    if 1e-150 < norm < 1e150 or not g.size:
+        return norm
+    top = float(abs(flat).max())
+    return top * math.sqrt(_squares(flat / top)) if 0 < top < math.inf else top
+
+# %% ../nbs/training.ipynb #f844ac0b
+def clip_grad_norm(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
+    r"""Shorten gradients, all together, to length $\tau$ where they are longer.
+
+    - `grads`: name -> array, changed in place; `max_norm`: $\tau$, from 0; infinity only
+      measures. Returns the length before.
+    - Where the length is infinite or NaN, the gradients stay as they are.
+    - Raises TypeError or ValueError on other arguments; then nothing was changed.
+    - Source: Pascanu et al. (2013).
+    """
+    check_instance(grads, Mapping, "grads")
+    for name, g in grads.items():
+        if not isinstance(g, np.ndarray) or g.dtype not in (np.float32, np.float64):
+            raise TypeError(f"grads[{name!r}]: expected a float32 or float64 array, "
+                            f"got {getattr(g, 'dtype', type(g).__name__)}")
+        if not g.flags.writeable:
+            raise ValueError(f"grads[{name!r}]: expected an array that can be written to")
+    endless = isinstance(max_norm, float) and max_norm == math.inf
+    limit = math.inf if endless else check_real(max_norm, "max_norm", 0, math.inf)
+    with np.errstate(over="ignore"):
+        norm = math.hypot(*map(_norm, grads.values()))
+    if limit < norm < math.inf:
+        for g in grads.values():
+            g *= g.dtype.type(limit / norm)
+    return norm
 
 # %% ../nbs/training.ipynb #b503ef58
 @dataclass
@@ -103,31 +356,8 @@ def _examples(model, loss, x, y, name_x="x", name_y="y"):
     "Inputs and targets as `model`, now in evaluation mode, and `loss` take them."
     model.eval()
     x = _as_inputs(model, x, name_x)
-    answer = model(*(part[:1] for part in x))
-    shape = (len(x[0]), *answer.shape[1:])
-    if isinstance(loss, CrossEntropyLoss):
-        y = _class_numbers(y, shape[:1] + shape[2:], shape[1], loss.ignore_index, name_y)
-        y = y.reshape(shape[:1] + shape[2:])
-        return x, np.where(y < 0, loss.ignore_index, y)
-    y = as_float(y, name_y, shape, answer.dtype)
-    loss(answer, y[:1])
-    return x, y
-
-# %% ../nbs/training.ipynb #c2d173c5
-def _counted(loss, y):
-    "Over how many targets `loss` takes its mean."
-    ignored = isinstance(loss, CrossEntropyLoss) and np.count_nonzero(y == loss.ignore_index)
-    return (y.size if isinstance(loss, CrossEntropyLoss) else len(y)) - ignored
-
-
-def _accuracy(loss, answer, y):
-    "The share of answers that name the right class; None where there are no classes."
-    if isinstance(loss, CrossEntropyLoss):
-        right = (answer.argmax(axis=1) == y) & (y != loss.ignore_index)
-        return np.count_nonzero(right) / _counted(loss, y)
-    if isinstance(loss, BCEWithLogitsLoss):
-        return float(((answer >= 0) == (y >= 0.5)).mean())
-    return None
+    output = model(*(part[:1] for part in x))
+    return x, loss.targets(y, (len(x[0]), *output.shape[1:]), output.dtype, name_y)
 
 # %% ../nbs/training.ipynb #1e77c31b
 def evaluate(model: Layer, loss: Loss, x: _Inputs, y: ArrayLike,
@@ -139,19 +369,19 @@ def evaluate(model: Layer, loss: Loss, x: _Inputs, y: ArrayLike,
     - The model is left in evaluation mode.
     - Raises TypeError or ValueError on data that do not fit.
     """
-    _instance(model, Layer, "model")
-    _instance(loss, Loss, "loss")
+    check_instance(model, Layer, "model")
+    check_instance(loss, Loss, "loss")
     x, y = _examples(model, loss, x, y)
-    return _evaluate(model, loss, x, y, _count(batch_size, "batch_size"))
+    return _evaluate(model, loss, x, y, check_count(batch_size, "batch_size"))
 
 # %% ../nbs/training.ipynb #8744206a
 def _evaluate(model, loss, x, y, size):
     "As `evaluate`, of data that were checked."
     total, right, counted = 0.0, 0.0, 0
     for i in range(0, len(y), size):
-        answer, target = model(*(part[i:i + size] for part in x)), y[i:i + size]
-        n, share = _counted(loss, target), _accuracy(loss, answer, target)
-        total += loss(answer, target) * (n if loss.reduction == "mean" else 1)
+        output, target = model(*(part[i:i + size] for part in x)), y[i:i + size]
+        n, share = loss.count(target), loss.accuracy(output, target)
+        total += loss(output, target) * (n if loss.reduction == "mean" else 1)
         right = None if share is None else right + n * share
         counted += n
     return total / counted, None if right is None else right / counted
@@ -165,8 +395,8 @@ class _Trainer:
 
     def step(self, x, y):
         "Learn from one batch; returns its loss."
-        answer, cache = self.model.forward(*x)
-        value, back = self.loss.forward(answer, y)
+        output, cache = self.model.forward(*x)
+        value, back = self.loss.forward(output, y)
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss became {value} after {self.optimizer.steps} "
                                      f"steps: try a smaller lr than {self.optimizer.lr:g}")
@@ -187,14 +417,14 @@ class _Trainer:
             rows = order[i:i + size]
             batch = [np.take(part, rows, axis=0, out=place[:len(rows)], mode="clip")
                      for part, place in zip(x, places)]
-            n = _counted(self.loss, y[rows])
+            n = self.loss.count(y[rows])
             counted += n
             total += self.step(batch, y[rows]) * (n if self.loss.reduction == "mean" else 1)
             bar.update()
         return total / counted
 
 # %% ../nbs/training.ipynb #92bae60c
-class _Patience:
+class _EarlyStopping:
     "Looks at the validation data, keeps the best weights, says when to stop."
     def __init__(self, model, val, patience):
         self.model, self.val, self.patience = model, val, patience
@@ -202,7 +432,7 @@ class _Patience:
         if patience is not None and val is None:
             raise ValueError("patience: expected validation data with it, got None")
         if patience is not None:
-            _count(patience, "patience")
+            check_count(patience, "patience")
 
     def look(self, history, loss):
         "Note how the last epoch went; whether too many have passed since the best."
@@ -231,9 +461,9 @@ class _Patience:
 # %% ../nbs/training.ipynb #6b6acb2e
 def _parts(model, loss, optimizer, validation, schedule, callback, max_norm):
     "TypeError or ValueError unless the parts of `fit` are what they should be."
-    _instance(model, Layer, "model")
-    _instance(loss, Loss, "loss")
-    _instance(optimizer, Optimizer, "optimizer")
+    check_instance(model, Layer, "model")
+    check_instance(loss, Loss, "loss")
+    check_instance(optimizer, Optimizer, "optimizer")
     if any(optimizer.params.get(k) is not w for k, w in model.params.items()):
         raise ValueError("optimizer: expected one made of this model's params")
     if validation is not None and not (
@@ -241,9 +471,9 @@ def _parts(model, loss, optimizer, validation, schedule, callback, max_norm):
         raise ValueError("validation: expected inputs and targets, two arrays")
     for value, name in ((schedule, "schedule"), (callback, "callback")):
         if value is not None:
-            _instance(value, Callable, name)
+            check_instance(value, Callable, name)
     if max_norm is not None:
-        _real(max_norm, "max_norm", np.finfo(float).tiny)
+        check_real(max_norm, "max_norm", np.finfo(float).tiny)
 
 # %% ../nbs/training.ipynb #ce2c647c
 def fit(model: Layer, loss: Loss, optimizer: Optimizer, x: _Inputs, y: ArrayLike, *,
@@ -277,8 +507,8 @@ def fit(model: Layer, loss: Loss, optimizer: Optimizer, x: _Inputs, y: ArrayLike
     xs, ys = _examples(model, loss, x, y)
     val = None if validation is None else _examples(
         model, loss, *validation, "validation x", "validation y")
-    epochs, size = _count(epochs, "epochs"), _count(batch_size, "batch_size")
-    keeper = _Patience(model, val, patience)
+    epochs, size = check_count(epochs, "epochs"), check_count(batch_size, "batch_size")
+    early_stopping = _EarlyStopping(model, val, patience)
     trainer = _Trainer(model, loss, optimizer, schedule, max_norm)
     rng, size, history = np.random.default_rng(rng), min(size, len(ys)), History()
     with (np.errstate(over="ignore", invalid="ignore"),  # it is looked for below
@@ -291,13 +521,46 @@ def fit(model: Layer, loss: Loss, optimizer: Optimizer, x: _Inputs, y: ArrayLike
             model.eval()
             history.epochs.append(epoch + 1)
             history.lr.append(optimizer.lr)
-            stop = keeper.look(history, loss)
+            stop = early_stopping.look(history, loss)
             history.seconds.append(perf_counter() - began)
             bar.set_postfix({"loss": f"{(history.val_loss or history.train_loss)[-1]:.4f}"})
             if (callback is not None and callback(history)) or stop:
                 break
-    keeper.finish()
+    early_stopping.finish()
     return history
+
+# %% ../nbs/training.ipynb #f34287a9
+class Dropout(Layer):
+    """Sets entries to 0 with probability `p` in training, and divides the others by 1 - p.
+
+    - `rng`: a Generator or a seed. Where `training` is False, as `eval` sets it, `x` stays.
+    - Raises ValueError or TypeError unless `p` is a number from 0 to below 1.
+    - Source: Srivastava et al. (2014).
+    """
+    def __init__(self, p: float = 0.5, rng: np.random.Generator | int | None = None):
+        super().__init__()
+        self.p, self.rng = check_real(p, "p", 0, 1), check_rng(rng)
+
+    def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
+        x = check_input(x)
+        scale = dropout_scale(x, self.p, self.rng) if self.training else None
+        return (x if scale is None else x * scale), (scale, x.shape, x.dtype)
+
+    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
+                 ) -> tuple[Any, dict[str, np.ndarray]]:
+        scale, shape, dtype = cache
+        grad = check_array(grad, shape, dtype)
+        return (grad if scale is None else grad * scale), {}
+
+    def __repr__(self) -> str:
+        return f"Dropout(p={self.p:g})"
+
+# %% ../nbs/training.ipynb #3886062f
+def dropout_scale(x: np.ndarray, p: float, rng: np.random.Generator) -> np.ndarray | None:
+    "By what each entry is multiplied: 0 or 1 / (1 - p); None where p is 0."
+    if p == 0:
+        return None
+    return (rng.random(x.shape, np.float32) >= p) * x.dtype.type(1 / (1 - p))
 
 # %% ../nbs/training.ipynb #94906a0e
 def save(model: Layer, path: str | Path) -> None:
@@ -307,8 +570,8 @@ def save(model: Layer, path: str | Path) -> None:
       `module.load_state_dict(safetensors.torch.load_file(path))`.
     - Raises OSError where the file cannot be written.
     """
-    _instance(model, Layer, "model")
-    _instance(path, (str, Path), "path")
+    check_instance(model, Layer, "model")
+    check_instance(path, (str, Path), "path")
     state = {k: np.asarray(a, order="C") for k, a in model.state_dict().items()}
     try:
         save_file(state, path)
@@ -325,8 +588,8 @@ def load(model: Layer, path: str | Path) -> None:
       safetensors, where names are missing or unknown, where a shape is wrong or a number
       not finite. Then nothing was changed.
     """
-    _instance(model, Layer, "model")
-    _instance(path, (str, Path), "path")
+    check_instance(model, Layer, "model")
+    check_instance(path, (str, Path), "path")
     try:
         state = load_file(path)
     except (SafetensorError, KeyError, TypeError) as e:

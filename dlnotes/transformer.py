@@ -5,21 +5,402 @@
 # %% ../nbs/transformer.ipynb #9612eb2c
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .blocks import _Core, _kept
-from .checking import _count, _fitting, as_float
-from .encoder_decoder import _one_each, _src_mask, _tokens
-from .mlp import Composite, Linear, _random, _size
-from .recurrent import Dropout, _generator
+from .core.arguments import FLOATS, as_float, check_array, check_count
+from .core.arguments import check_flag, check_float_dtype, check_input
+from .core.arguments import check_mask, check_real, check_rng, check_step_tokens
+from .core.arguments import check_tokens
+from .core.execution import compiled, parallel_for
+from .core.layers import Composite, Layer, Sequential, uniform_parameters
+from .gradients import LayerNorm, xavier_uniform
+from .kernels.elementary import fast_exp
+from .kernels.microkernels import FUSED, row_dot, row_max, row_sum
+from .kernels.sharing import run_shared
+from .kernels.tiled_attention import attention_backward, attention_forward
+from .kernels.tiled_attention import attention_weights, mask_with_four_axes
+from .kernels.tiled_attention import table_attention
+from .mlp import GELU, Linear, ReLU
 from .rnn import Embedding
+from .training import Dropout
 
 # %% auto #0
-__all__ = ['sinusoidal_positions', 'rotate', 'Transformer']
+__all__ = ['attention_kernel', 'attention_backward_kernel', 'online_attention_kernel', 'scaled_dot_product_attention',
+           'scaled_dot_product_attention_backward', 'MultiHeadAttention', 'sinusoidal_positions', 'rotate',
+           'TransformerEncoderLayer', 'TransformerDecoderLayer', 'Transformer']
+
+# %% ../nbs/transformer.ipynb #df129fc1
+@compiled()
+def attention_kernel(q, k, v, scale, p, y):
+    "Scaled dot-product attention: weights p (T, S) and outputs y (T, d_v) of one head."
+    for t in range(len(q)):
+        for s in range(len(k)):
+            p[t, s] = scale * (q[t] * k[s]).sum()
+        p[t] = np.exp(p[t] - p[t].max())
+        p[t] /= p[t].sum()
+        y[t] = 0
+        for s in range(len(k)):
+            y[t] += p[t, s] * v[s]
+
+# %% ../nbs/transformer.ipynb #6cdc0cbd
+@compiled()
+def attention_backward_kernel(grad, q, k, v, scale, p, dq, dk, dv):
+    "Adds the gradients with respect to q, k and v, from that with respect to y (T, d_v)."
+    for t in range(len(q)):
+        dp = np.zeros(len(k), q.dtype)
+        for s in range(len(k)):
+            dv[s] += p[t, s] * grad[t]
+            dp[s] = (grad[t] * v[s]).sum()
+        dz = scale * p[t] * (dp - (p[t] * dp).sum())
+        for s in range(len(k)):
+            dq[t] += dz[s] * k[s]
+            dk[s] += dz[s] * q[t]
+
+# %% ../nbs/transformer.ipynb #f3553ffb
+@compiled()
+def online_attention_kernel(q, k, v, scale, y):
+    "The same outputs without the weights: the sum is rescaled when the maximum grows."
+    for t in range(len(q)):
+        top, total = q.dtype.type(-np.inf), q.dtype.type(0)
+        y[t] = 0
+        for s in range(len(k)):
+            z = scale * (q[t] * k[s]).sum()
+            if z > top:
+                shrink = np.exp(top - z)
+                y[t] *= shrink
+                total, top = total * shrink, z
+            e = np.exp(z - top)
+            y[t] += e * v[s]
+            total += e
+        y[t] /= total
+
+# %% ../nbs/transformer.ipynb #129282d7
+#| code-fold: true
+def _arguments(query: ArrayLike, key: ArrayLike, value: ArrayLike, attn_mask: ArrayLike | None,
+               is_causal: bool, scale: float | None) -> tuple:
+    "The arguments of `attention_forward`, looked at."
+    check_flag(is_causal, "is_causal")
+    if scale is not None:
+        scale = check_real(scale, "scale", -1e30)
+    if attn_mask is not None:
+        try:
+            attn_mask = np.asarray(attn_mask)
+        except ValueError as e:
+            raise ValueError("attn_mask: expected an array, got rows of unequal length") from e
+        if attn_mask.dtype != bool and attn_mask.dtype not in FLOATS:
+            raise TypeError(f"attn_mask: expected bool or float, got dtype {attn_mask.dtype}")
+        if attn_mask.dtype != bool and not (attn_mask < np.inf).all():
+            raise ValueError("attn_mask: expected numbers below infinity, got NaN or infinity")
+    return (as_float(query, "query"), as_float(key, "key"), as_float(value, "value"),
+            attn_mask, is_causal, scale)
+
+# %% ../nbs/transformer.ipynb #f3bd8064
+#| code-fold: true
+def scaled_dot_product_attention(query: ArrayLike, key: ArrayLike, value: ArrayLike,
+                                 attn_mask: ArrayLike | None = None, *,
+                                 is_causal: bool = False,
+                                 scale: float | None = None) -> np.ndarray:
+    r"""The mean of the values of each query, weighted by softmax of its scores with the keys.
+
+    - `query` (..., L, E), `key` (..., S, E), `value` (..., S, Ev), the axes before them the
+      same; float32 or float64. Returns (..., L, Ev).
+    - `attn_mask`: broadcasts to (..., L, S); bool, True where a query may look at a key, or
+      float, added to the scores. `is_causal`: query i looks at keys 0 to i only; both may be
+      given. Where a query may look at no key, or there is none, the answer is 0.
+    - `scale`: of the scores, by default $1/\sqrt{E}$. Needs memory for L and S numbers, not
+      for L times S (a mask that large apart).
+    - Raises TypeError or ValueError, naming the argument, on shapes and dtypes that do not
+      fit, NaN and infinity.
+    - Source: Dao et al. (2022), with the layout of @sec-dot_product-layout.
+    """
+    return attention_forward(*_arguments(query, key, value, attn_mask, is_causal, scale))[0]
+
+# %% ../nbs/transformer.ipynb #8637b64c
+#| code-fold: true
+def scaled_dot_product_attention_backward(
+        grad: ArrayLike, query: ArrayLike, key: ArrayLike, value: ArrayLike,
+        attn_mask: ArrayLike | None = None, *, is_causal: bool = False,
+        scale: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """From the gradient by the answer (..., L, Ev), those by query, key and value.
+
+    - The other arguments as in `scaled_dot_product_attention`, which is run again. None is
+      given by `attn_mask`.
+    - Raises TypeError or ValueError as it does, and where `grad` does not fit.
+    """
+    out, cache = attention_forward(*_arguments(query, key, value, attn_mask, is_causal, scale))
+    return attention_backward(as_float(grad, "grad", out.shape, out.dtype), cache)
+
+# %% ../nbs/transformer.ipynb #c83ce59f
+#| code-fold: true
+def _visible(shape: tuple[int, int, int, int], key_padding_mask: Any, attn_mask: Any,
+             names: tuple[str, str]) -> np.ndarray | None:
+    "Both masks as one that suits scores of `shape` (m, heads, T, S); None: all is visible."
+    m, h, t, s = shape
+    mask = None
+    if attn_mask is not None:
+        mask = check_mask(attn_mask, names[1], (t, s), (m, t, s), (m, h, t, s))
+        mask = mask[:, None] if mask.ndim == 3 else mask
+    if key_padding_mask is not None:
+        real = check_mask(key_padding_mask, names[0], (m, s))[:, None, None]
+        mask = real if mask is None else mask & real
+    return mask
+
+# %% ../nbs/transformer.ipynb #c6e63162
+#| code-fold: true
+def _table_options(q: np.ndarray, k: np.ndarray, mask: np.ndarray | None,
+                   is_causal: bool) -> tuple[np.ndarray, bool, Any]:
+    "Mask, `is_causal` and scale as `table_attention` takes them."
+    shape = (*q.shape[:3], k.shape[2])
+    return mask_with_four_axes(mask, shape, q.dtype), is_causal, q.dtype.type(q.shape[3] ** -0.5)
+
+# %% ../nbs/transformer.ipynb #4dcb87fa
+@compiled(fastmath=FUSED)
+def _one_query(q, store, layer, real, heads, y):
+    "What each query (m, d) draws from the keys and values of `layer` where `real` (m, S)."
+    d, low, zero = y.shape[1] // heads, y.dtype.type(-np.inf), y.dtype.type(0)
+    p, root = np.empty(store.shape[1], y.dtype), y.dtype.type(1 / np.sqrt(d))
+    for i in range(y.shape[0]):
+        for h in range(heads):
+            query, out = q[i, h * d:(h + 1) * d], y[i, h * d:(h + 1) * d]
+            for s in range(p.size):
+                key = store[i, s, layer, 0, h * d:(h + 1) * d]
+                p[s] = row_dot(query, key) * root if real[i, s] else low
+            top = row_max(p)
+            shift = top if top > low else zero
+            for s in range(p.size):
+                p[s] = fast_exp(p[s] - shift)
+            out[:] = 0
+            for s in range(p.size):
+                if real[i, s]:
+                    value = store[i, s, layer, 1, h * d:(h + 1) * d]
+                    for j in range(d):
+                        out[j] += p[s] * value[j]
+            total = row_sum(p)
+            if total != zero:
+                out /= total
+
+# %% ../nbs/transformer.ipynb #7be0a006
+@compiled(fastmath=FUSED)
+def _rotate_pairs(x, cos, sin, heads, start, stop):
+    "Turns the pairs of numbers of the first `heads` heads of `x` (m, steps, heads, d)."
+    for i in range(start, stop):
+        for t in range(x.shape[1]):
+            for h in range(heads):
+                row, c, s = x[i, t, h], cos[t], sin[t]
+                for j in range(c.size):
+                    a, b = row[2 * j], row[2 * j + 1]
+                    row[2 * j], row[2 * j + 1] = a * c[j] - b * s[j], a * s[j] + b * c[j]
+
+
+@lru_cache(maxsize=32)
+def _rotation_tables(steps: int, d: int, dtype: Any) -> np.ndarray:
+    "Cosines, sines and their negatives, (3, steps, d / 2), of the angles."
+    angles = np.arange(steps)[:, None] * 10000.0 ** (-np.arange(0, d, 2) / d)
+    return np.stack([np.cos(angles), np.sin(angles), -np.sin(angles)]).astype(dtype)
+
+
+def _rotate_in_place(x: np.ndarray, heads: int, first: int = 0, back: bool = False) -> None:
+    "Turn the first `heads` heads of `x` by their positions, `first` and what follows, in place."
+    stop = first + x.shape[1]
+    steps = max(64, 1 << (stop - 1).bit_length())
+    tables = _rotation_tables(steps, x.shape[3], x.dtype)[:, first:stop]
+    run_shared(_rotate_pairs, len(x), x.size, x, tables[0], tables[1 + back], heads)
+
+# %% ../nbs/transformer.ipynb #dd92aedc
+class MultiHeadAttention(Layer):
+    """Attention in `num_heads` heads, each with queries, keys and values of its own.
+
+    - `layer(query)`: self-attention; `layer(query, key)`: `key` gives the values too;
+      `layer(query, key, value)`. `query` (m, T, embed_dim), the others (m, S, embed_dim);
+      gives (m, T, embed_dim).
+    - `key_padding_mask`: bool (m, S), True at real keys; `attn_mask`: bool (T, S), (m, T, S)
+      or (m, num_heads, T, S), True where the query may see the key; `is_causal`: query t sees
+      keys 0 to t only. PyTorch's layer means the opposite by True. A query that sees nothing
+      gets heads of 0, where PyTorch's layer gives NaN.
+    - `params`: PyTorch's names: `in_proj_weight` (3 embed_dim, embed_dim), `out_proj.weight`
+      and, if `bias`, `in_proj_bias`, `out_proj.bias`. `dropout`: of the weights, in training.
+    - `rotary`: turn queries and keys by their positions (see `rotate`), which PyTorch's layer
+      does not; then embed_dim / num_heads is even.
+    - Raises ValueError or TypeError on sizes, shapes, dtypes and masks that do not fit.
+    - Source: Vaswani et al. (2017); PyTorch's `MultiheadAttention`, with the batch first.
+    """
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0,
+                 bias: bool = True, *, rotary: bool = False,
+                 rng: np.random.Generator | int | None = None, dtype: DTypeLike = np.float32):
+        d, h = check_count(embed_dim, "embed_dim"), check_count(num_heads, "num_heads")
+        if d % h:
+            raise ValueError(f"embed_dim: expected a multiple of num_heads, {h}, got {d}")
+        if check_flag(rotary, "rotary") and d // h % 2:
+            raise ValueError(f"embed_dim: expected an even number for each of {h} heads if "
+                             f"rotary, got {d}")
+        self.num_heads, self.rotary, rng = h, rotary, check_rng(rng)
+        p = check_real(dropout, "dropout", 0, 1)
+        self.dropout = Dropout(p, rng)  # not among the parts of what holds this layer
+        out = uniform_parameters({"out_proj.weight": (d, d)}, d, rng, dtype)
+        self.params = {"in_proj_weight": xavier_uniform((3 * d, d), rng=rng, dtype=dtype),
+                       "in_proj_bias": np.zeros(3 * d, dtype), **out,
+                       "out_proj.bias": np.zeros(d, dtype)}
+        if not check_flag(bias, "bias"):
+            del self.params["in_proj_bias"], self.params["out_proj.bias"]
+
+    def forward(self, query: np.ndarray, key: np.ndarray | None = None,  # type: ignore[override]
+                value: np.ndarray | None = None, key_padding_mask: Any = None,
+                attn_mask: Any = None, is_causal: bool = False) -> tuple[np.ndarray, Any]:
+        inputs = self._inputs(query, key, value)
+        mask = self._seen(inputs, key_padding_mask, attn_mask)
+        return self._attend(inputs, mask, check_flag(is_causal, "is_causal"))
+
+    def _attend(self, inputs: list[np.ndarray], mask: np.ndarray | None,
+                is_causal: bool) -> tuple[np.ndarray, Any]:
+        "As `forward`, from arguments that were looked at."
+        q, k, v = self._heads(inputs)
+        if self.dropout.training and self.dropout.p > 0:
+            options = _table_options(q, k, mask, is_causal)
+            y, cache = table_attention(q, k, v, *options, self._dropped)
+        else:
+            y, cache = attention_forward(q, k, v, mask, is_causal)
+        y = y.transpose(0, 2, 1, 3).reshape(-1, inputs[0].shape[2])
+        return self._linear("out_proj.", y).reshape(inputs[0].shape), (inputs, y, cache)
+
+    def _dropped(self, p: np.ndarray) -> tuple[np.ndarray, Any]:
+        "Weights after dropout, and by what they were multiplied."
+        used, (factors, *_) = self.dropout.forward(p)
+        return used, factors
+
+    def train(self, mode: bool = True) -> MultiHeadAttention:
+        self.dropout.train(mode)
+        return super().train(mode)
+
+    def weights(self, query: np.ndarray, key: np.ndarray | None = None,
+                key_padding_mask: Any = None, attn_mask: Any = None,
+                is_causal: bool = False) -> np.ndarray:
+        "How much each query draws from each key, by head: (m, num_heads, T, S)."
+        inputs = self._inputs(query, key, None)
+        mask = self._seen(inputs, key_padding_mask, attn_mask)
+        q, k, _ = self._heads(inputs)
+        options = _table_options(q, k, mask, check_flag(is_causal, "is_causal"))
+        return attention_weights(q, k, *options)
+
+    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
+                 ) -> tuple[Any, dict[str, np.ndarray]]:
+        "(grad_query, grads), or a tuple of gradients where `forward` was given two or three."
+        inputs, y, cache = cache
+        check_array(grad, inputs[0].shape, y.dtype)
+        flat = grad.reshape(y.shape)
+        heads = np.dot(flat, self.params["out_proj.weight"])
+        heads = heads.reshape(*grad.shape[:2], self.num_heads, -1).transpose(0, 2, 1, 3)
+        parts = attention_backward(heads, cache)
+        grads = {"out_proj.weight": np.dot(flat.T, y),
+                 "out_proj.bias": np.dot(np.ones(len(flat), flat.dtype), flat)}
+        grad_inputs, grads_in = self._heads_backward(parts, inputs, input_grad)
+        grads |= grads_in
+        return (tuple(grad_inputs) if len(inputs) > 1 else grad_inputs[0],
+                {name: grads[name] for name in self.params})
+
+    def _step(self, x: np.ndarray, store: np.ndarray, layer: int, real: np.ndarray,
+              own: bool) -> tuple[np.ndarray, Any]:
+        """What one position (m, embed_dim) draws from what is stored of `layer`.
+
+        - `own`: whether its own key and value are the last there, and yet to be written.
+        """
+        d = x.shape[1]
+        q = self._linear("in_proj_", x, slice(3 * d if own else d))
+        if self.rotary and own:
+            _rotate_in_place(q.reshape(len(x), 1, 3 * self.num_heads, -1), 2 * self.num_heads,
+                  store.shape[1] - 1)
+        if own:
+            store[:, -1, layer] = q[:, d:].reshape(-1, 2, d)
+        y = np.empty(x.shape, x.dtype)
+        parallel_for(lambda i, j: _one_query(q[i:j], store[i:j], layer, real[i:j], self.num_heads,
+                                        y[i:j]), len(x), 4 * store.shape[1] * x.size)
+        return self._linear("out_proj.", y), None
+
+    def _stored(self, memory: np.ndarray, store: np.ndarray, layer: int) -> None:
+        "Keep keys and values of `memory` (m, S, embed_dim) for `layer`."
+        d = memory.shape[2]
+        y = self._linear("in_proj_", memory.reshape(-1, d), slice(d, 3 * d))
+        store[:, :, layer] = y.reshape(*memory.shape[:2], 2, d)
+
+    def _inputs(self, query: Any, key: Any, value: Any) -> list[np.ndarray]:
+        "What was given, if it fits."
+        if key is None and value is not None:
+            raise ValueError("key: expected an array where there is a value, got None")
+        inputs = [self._vectors(query, "query")]
+        for x, name in ((key, "key"), (value, "value")):
+            if x is not None:
+                inputs.append(self._vectors(x, name, len(inputs[0])))
+        if len(inputs) == 3 and inputs[2].shape != inputs[1].shape:
+            raise ValueError(f"value: expected shape {inputs[1].shape}, as key has, "
+                             f"got {inputs[2].shape}")
+        return inputs
+
+    def _vectors(self, x: Any, name: str, m: int | None = None) -> np.ndarray:
+        "The argument `name` as vectors (m, steps, embed_dim), at least one of each."
+        weight = self.params["out_proj.weight"]
+        x = check_input(x, name, weight)
+        if x.ndim != 3 or x.shape[2] != len(weight) or 0 in x.shape or m not in (None, len(x)):
+            raise ValueError(f"{name}: expected shape ({m or 'm'}, steps, {len(weight)}) with at "
+                             f"least one example and one step, got {x.shape}")
+        return x
+
+    def _seen(self, inputs: list[np.ndarray], key_padding_mask: Any, attn_mask: Any,
+              names: tuple[str, str] = ("key_padding_mask", "attn_mask")) -> np.ndarray | None:
+        "Both masks as one, if they fit the inputs."
+        shape = (len(inputs[0]), self.num_heads, inputs[0].shape[1], inputs[-1].shape[1])
+        return _visible(shape, key_padding_mask, attn_mask, names)
+
+    def _rows(self, inputs: list[np.ndarray]) -> list[tuple[np.ndarray, slice]]:
+        "What queries, keys and values are made of, and by which rows of `in_proj_weight`."
+        d = inputs[0].shape[2]
+        three = [*inputs, *inputs[-1:] * (3 - len(inputs))]
+        return [(x, slice(k * d, (k + 1) * d)) for k, x in enumerate(three)]
+
+    def _linear(self, name: str, x: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
+        y = np.dot(x, self.params[name + "weight"][rows].T)
+        if name + "bias" in self.params:
+            y += self.params[name + "bias"][rows]
+        return y
+
+    def _heads(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        "Queries, keys and values, (m, heads, steps, d) each."
+        parts = []
+        for k, (x, rows) in enumerate(self._rows(inputs)):
+            y = self._linear("in_proj_", x.reshape(-1, x.shape[2]), rows)
+            y = y.reshape(*x.shape[:2], self.num_heads, -1)
+            if self.rotary and k < 2:
+                _rotate_in_place(y, self.num_heads)
+            parts.append(y.transpose(0, 2, 1, 3))
+        return parts
+
+    def _heads_backward(self, parts: Any, inputs: list[np.ndarray],
+                        input_grad: bool) -> tuple[list[Any], dict[str, np.ndarray]]:
+        "Gradients by the inputs and by the weights that made the heads, from those by these."
+        weight, d = self.params["in_proj_weight"], inputs[0].shape[2]
+        by_inputs: list[Any] = []
+        grads = {"in_proj_weight": np.empty_like(weight),
+                 "in_proj_bias": np.empty(len(weight), weight.dtype)}
+        for i, x in enumerate(inputs):  # the last one stands for those that were not given
+            n = 1 if i < len(inputs) - 1 else 3 - i
+            side = np.empty((*x.shape[:2], n, self.num_heads, d // self.num_heads), x.dtype)
+            for k in range(n):
+                side[:, :, k] = parts[i + k].transpose(0, 2, 1, 3)
+            if self.rotary and i < 2:
+                _rotate_in_place(side.reshape(*x.shape[:2], n * self.num_heads, -1),
+                      min(n, 2 - i) * self.num_heads, back=True)
+            flat, rows = side.reshape(-1, n * d), slice(i * d, (i + n) * d)
+            np.dot(flat.T, x.reshape(-1, d), out=grads["in_proj_weight"][rows])
+            np.dot(np.ones(len(flat), flat.dtype), flat, out=grads["in_proj_bias"][rows])
+            by_inputs.append(np.dot(flat, weight[rows]).reshape(x.shape) if input_grad else None)
+        return by_inputs, grads
+
+    def __repr__(self) -> str:
+        d = self.params["out_proj.weight"].shape[0]
+        return f"MultiHeadAttention({d}, {self.num_heads})"
 
 # %% ../nbs/transformer.ipynb #f4b4b363
 def sinusoidal_positions(length: int, d_model: int,
@@ -31,13 +412,13 @@ def sinusoidal_positions(length: int, d_model: int,
     - Raises TypeError or ValueError unless `length` is 0, 1, ... and `d_model` 2, 4, ...
     - Source: Vaswani et al. (2017), section 3.5.
     """
-    _random({}, 1, None, dtype)
-    angles = _angles(np.arange(_count(length, "length", 0)), d_model, "d_model")
+    check_float_dtype(dtype)
+    angles = _angles(np.arange(check_count(length, "length", 0)), d_model, "d_model")
     return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, -1).astype(dtype)
 
 def _angles(t: np.ndarray, d: int, name: str) -> np.ndarray:
     "The angle of each pair of d numbers at positions `t`: (..., d / 2)."
-    if _size(d, name) % 2:
+    if check_count(d, name) % 2:
         raise ValueError(f"{name}: expected an even number, got {d}")
     return t[..., None] * 10000.0 ** (-np.arange(0, d, 2) / d)
 
@@ -54,11 +435,277 @@ def rotate(x: ArrayLike, start: int = 0) -> np.ndarray:
     x = as_float(x, "x")
     if x.ndim < 2:
         raise ValueError(f"x: expected shape (..., T, d), got {x.shape}")
-    t = np.arange(x.shape[-2]) + _count(start, "start", -2**53)
+    t = np.arange(x.shape[-2]) + check_count(start, "start", -2**53)
     angles = _angles(t, x.shape[-1], "x.shape[-1]").astype(np.float64)
     cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
     a, b = x[..., ::2], x[..., 1::2]
     return np.stack([a * cos - b * sin, a * sin + b * cos], -1).reshape(x.shape)
+
+# %% ../nbs/transformer.ipynb #b269f552
+class _Block(Composite):
+    "Sublayers with residuals: norm1, dropout1 and so on belong to sublayer 1 and so on."
+    def __init__(self, attentions: tuple[str, ...], d_model: int, nhead: int,
+                 dim_feedforward: int, dropout: float, activation: str, layer_norm_eps: float,
+                 norm_first: bool, bias: bool, rotary: bool, rng: Any, dtype: DTypeLike):
+        if check_count(d_model, "d_model") % check_count(nhead, "nhead"):
+            raise ValueError(f"d_model: expected a multiple of nhead, {nhead}, got {d_model}")
+        check_count(dim_feedforward, "dim_feedforward")
+        check_real(dropout, "dropout", 0, 1)
+        rng = check_rng(rng)
+        if activation not in ("relu", "gelu"):
+            raise ValueError(f"activation: expected 'relu' or 'gelu', got {activation!r}")
+        self.norm_first = check_flag(norm_first, "norm_first")
+        parts: dict[str, Layer] = {
+            **{name: MultiHeadAttention(d_model, nhead, dropout, bias, rng=rng, dtype=dtype,
+                                        rotary=rotary and name == "self_attn")
+               for name in attentions},
+            "linear1": Linear(d_model, dim_feedforward, bias, rng=rng, dtype=dtype),
+            "activation": ReLU() if activation == "relu" else GELU(),
+            "dropout": Dropout(dropout, rng),
+            "linear2": Linear(dim_feedforward, d_model, bias, rng=rng, dtype=dtype)}
+        for k in range(1, len(attentions) + 2):
+            parts[f"norm{k}"] = LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=dtype)
+            parts[f"dropout{k}"] = Dropout(dropout, rng)
+        super().__init__(**parts)
+
+    def __repr__(self) -> str:
+        attention: Any = self.parts["self_attn"]
+        d = len(attention.params["out_proj.weight"])
+        return f"{type(self).__name__}({d}, {attention.num_heads})"
+
+    def _ahead(self, k: int, x: np.ndarray, f: Callable) -> tuple[np.ndarray, Any]:
+        "Sublayer `k` on `x`, and its cache."
+        norm, dropout = self.parts[f"norm{k}"], self.parts[f"dropout{k}"]
+        if self.norm_first:
+            y, of_norm = norm.forward(x)
+            y, of_f = f(y)
+            y, of_dropout = dropout.forward(y)
+            y += x  # nobody else has y
+            return y, (of_norm, of_f, of_dropout)
+        y, of_f = f(x)
+        y, of_dropout = dropout.forward(y)
+        y += x
+        y, of_norm = norm.forward(y)
+        return y, (of_norm, of_f, of_dropout)
+
+    def _back(self, k: int, grad: np.ndarray, cache: Any, f: Callable,
+              grads: dict) -> np.ndarray:
+        "The gradient by the input of sublayer `k`; `f` is the way back through what it holds."
+        norm, dropout = self.parts[f"norm{k}"], self.parts[f"dropout{k}"]
+        of_norm, of_f, of_dropout = cache
+        if self.norm_first:
+            inner = f(dropout.backward(grad, of_dropout)[0], of_f)
+            inner, grads[f"norm{k}"] = norm.backward(inner, of_norm)
+        else:
+            grad, grads[f"norm{k}"] = norm.backward(grad, of_norm)
+            inner = f(dropout.backward(grad, of_dropout)[0], of_f)
+        inner += grad
+        return inner
+
+    def _feed(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
+        "Two dense layers, at each position alone."
+        caches = []
+        for name in ("linear1", "activation", "dropout", "linear2"):
+            x, cache = self.parts[name].forward(x)
+            caches.append(cache)
+        return x, caches
+
+    def _feed_back(self, grads: dict) -> Callable:
+        def back(grad, cache):
+            for name, c in zip(("linear2", "dropout", "activation", "linear1"), cache[::-1]):
+                grad, grads[name] = self.parts[name].backward(grad, c)
+            return grad
+        return back
+
+    def _attend_back(self, name: str, grads: dict) -> Callable:
+        def back(grad, cache):
+            grad, grads[name] = self.parts[name].backward(grad, cache)
+            return grad
+        return back
+
+    def _gathered(self, grads: dict) -> dict[str, np.ndarray]:
+        return self._join({**dict.fromkeys(self.parts, {}), **grads})
+
+# %% ../nbs/transformer.ipynb #c554da7a
+class TransformerEncoderLayer(_Block):
+    """Self-attention, then two dense layers at each position; each with residual and norm.
+
+    - Takes and gives (m, S, d_model). `src_key_padding_mask`, `src_mask`, `is_causal`: as
+      `key_padding_mask`, `attn_mask`, `is_causal` of `MultiHeadAttention`: True at what is
+      real, or may be seen. (Whole models call `src_mask` what is `src_key_padding_mask` here.)
+    - `norm_first`: norm before the sublayers, not behind them; `activation`: "relu" or "gelu".
+      `dropout`: of weights, activations and what sublayers add, in training. `rotary`: the
+      self-attention turns queries and keys by their positions.
+    - Parameters under PyTorch's names. Raises as `MultiHeadAttention` does.
+    - Source: Vaswani et al. (2017); PyTorch's `TransformerEncoderLayer`, with the batch first.
+    """
+    def __init__(self, d_model: int, nhead: int, dim_feedforward: int = 2048,
+                 dropout: float = 0.1, activation: str = "relu", layer_norm_eps: float = 1e-5,
+                 norm_first: bool = False, bias: bool = True, *, rotary: bool = False,
+                 rng: np.random.Generator | int | None = None, dtype: DTypeLike = np.float32):
+        super().__init__(("self_attn",), d_model, nhead, dim_feedforward, dropout, activation,
+                         layer_norm_eps, norm_first, bias, rotary, rng, dtype)
+
+    def forward(self, src: np.ndarray, src_mask: Any = None,  # type: ignore[override]
+                src_key_padding_mask: Any = None,
+                is_causal: bool = False) -> tuple[np.ndarray, Any]:
+        attention: Any = self.parts["self_attn"]
+        src, causal = attention._vectors(src, "src"), check_flag(is_causal, "is_causal")
+        mask = attention._seen([src], src_key_padding_mask, src_mask,
+                               ("src_key_padding_mask", "src_mask"))
+        x, first = self._ahead(1, src, lambda x: attention._attend([x], mask, causal))
+        x, second = self._ahead(2, x, self._feed)
+        return x, (first, second)
+
+    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
+                 ) -> tuple[Any, dict[str, np.ndarray]]:
+        grads: dict[str, dict[str, np.ndarray]] = {}
+        grad = self._back(2, grad, cache[1], self._feed_back(grads), grads)
+        grad = self._back(1, grad, cache[0], self._attend_back("self_attn", grads), grads)
+        return grad, self._gathered(grads)
+
+# %% ../nbs/transformer.ipynb #1db1e8b2
+class TransformerDecoderLayer(_Block):
+    """Self-attention, attention to what was read, two dense layers; residuals and norms.
+
+    - `tgt` (m, T, d_model), `memory` (m, S, d_model); gives (m, T, d_model).
+    - `tgt_mask`, `tgt_key_padding_mask`, `tgt_is_causal`: of the self-attention, `memory_mask`,
+      `memory_key_padding_mask`: of the other; as the masks of `MultiHeadAttention`.
+    - `backward` gives ((grad_tgt, grad_memory), grads).
+    - Settings, parameters and errors as for `TransformerEncoderLayer`.
+    """
+    def __init__(self, d_model: int, nhead: int, dim_feedforward: int = 2048,
+                 dropout: float = 0.1, activation: str = "relu", layer_norm_eps: float = 1e-5,
+                 norm_first: bool = False, bias: bool = True, *, rotary: bool = False,
+                 rng: np.random.Generator | int | None = None, dtype: DTypeLike = np.float32):
+        super().__init__(("self_attn", "multihead_attn"), d_model, nhead, dim_feedforward,
+                         dropout, activation, layer_norm_eps, norm_first, bias, rotary, rng, dtype)
+
+    def forward(self, tgt: np.ndarray, memory: np.ndarray,  # type: ignore[override]
+                tgt_mask: Any = None, memory_mask: Any = None, tgt_key_padding_mask: Any = None,
+                memory_key_padding_mask: Any = None,
+                tgt_is_causal: bool = False) -> tuple[np.ndarray, Any]:
+        own: Any = self.parts["self_attn"]
+        other: Any = self.parts["multihead_attn"]
+        tgt, causal = own._vectors(tgt, "tgt"), check_flag(tgt_is_causal, "tgt_is_causal")
+        memory = other._vectors(memory, "memory", len(tgt))
+        mask = own._seen([tgt], tgt_key_padding_mask, tgt_mask,
+                         ("tgt_key_padding_mask", "tgt_mask"))
+        read = other._seen([tgt, memory], memory_key_padding_mask, memory_mask,
+                           ("memory_key_padding_mask", "memory_mask"))
+        x, first = self._ahead(1, tgt, lambda x: own._attend([x], mask, causal))
+        x, second = self._ahead(2, x, lambda x: other._attend([x, memory], read, False))
+        x, third = self._ahead(3, x, self._feed)
+        return x, (first, second, third)
+
+    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
+                 ) -> tuple[Any, dict[str, np.ndarray]]:
+        grads: dict[str, dict[str, np.ndarray]] = {}
+        by_memory = []
+
+        def attend_back(grad, cache):
+            (grad, of_memory), grads["multihead_attn"] = self.parts["multihead_attn"].backward(
+                grad, cache)
+            by_memory.append(of_memory)
+            return grad
+        grad = self._back(3, grad, cache[2], self._feed_back(grads), grads)
+        grad = self._back(2, grad, cache[1], attend_back, grads)
+        grad = self._back(1, grad, cache[0], self._attend_back("self_attn", grads), grads)
+        return (grad, by_memory[0]), self._gathered(grads)
+
+    def _step(self, x: np.ndarray, past: np.ndarray, memory: np.ndarray, real: np.ndarray,
+              layer: int) -> np.ndarray:
+        "The answer at one more position (m, d_model), from keys and values that are kept."
+        own: Any = self.parts["self_attn"]
+        other: Any = self.parts["multihead_attn"]
+        mask = np.ones(past.shape[:2], bool)
+        x, _ = self._ahead(1, x, lambda x: own._step(x, past, layer, mask, True))
+        x, _ = self._ahead(2, x, lambda x: other._step(x, memory, layer, real, False))
+        return self._ahead(3, x, self._feed)[0]
+
+# %% ../nbs/transformer.ipynb #b1296487
+#| code-fold: true
+class _Stack(Composite):
+    "Layers one after the other, and a norm. What else they take is given to each."
+    def __init__(self, layers: Sequence[Layer], norm: Layer):
+        super().__init__(layers=Sequential(*layers), norm=norm)
+        self.layers = list(layers)
+
+    def forward(self, x: np.ndarray, *others: Any,  # type: ignore[override]
+                **masks: Any) -> tuple[np.ndarray, Any]:
+        caches = []
+        for layer in self.layers:
+            x, cache = layer.forward(x, *others, **masks)
+            caches.append(cache)
+        x, cache = self.parts["norm"].forward(x)
+        return x, (caches, cache)
+
+    def backward(self, grad: Any, cache: Any, input_grad: bool = True,
+                 ) -> tuple[Any, dict[str, np.ndarray]]:
+        "((grad_x, grad_memory), grads); the second is None where the layers take no memory."
+        memory = None
+        of_layers: dict[str, np.ndarray] = {}
+        grad, of_norm = self.parts["norm"].backward(grad, cache[1])
+        for i in range(len(self.layers) - 1, -1, -1):
+            grad, grads = self.layers[i].backward(grad, cache[0][i])
+            of_layers |= {f"{i}.{name}": g for name, g in grads.items()}
+            if isinstance(grad, tuple):
+                grad, part = grad
+                memory = part if memory is None else memory + part
+        return (grad, memory), self._join({"layers": of_layers, "norm": of_norm})
+
+# %% ../nbs/transformer.ipynb #d05d3857
+#| code-fold: true
+class _Core(Composite):
+    """Encoder and decoder as PyTorch's `nn.Transformer` has them, under its names.
+
+    - `src` (m, S, d_model), `tgt` (m, T, d_model); `src_mask`: bool (m, S), True at what is
+      real. The decoder's position t sees `tgt` up to t only. Gives (m, T, d_model).
+    """
+    def __init__(self, d_model: int, nhead: int, num_encoder_layers: int,
+                 num_decoder_layers: int, *settings: Any, **more: Any):
+        def stack(kind: Any, n: int) -> _Stack:
+            layers = [kind(d_model, nhead, *settings, **more) for _ in range(n)]
+            return _Stack(layers, LayerNorm(d_model, dtype=more["dtype"]))
+        super().__init__(
+            encoder=stack(TransformerEncoderLayer,
+                          check_count(num_encoder_layers, "num_encoder_layers")),
+            decoder=stack(TransformerDecoderLayer,
+                          check_count(num_decoder_layers, "num_decoder_layers")))
+        for a in self.params.values():
+            if a.ndim > 1:
+                a[...] = xavier_uniform(a.shape, rng=more["rng"], dtype=a.dtype)
+
+    def forward(self, src: np.ndarray, tgt: np.ndarray,  # type: ignore[override]
+                src_mask: Any = None) -> tuple[np.ndarray, Any]:
+        encoder, decoder = self.parts.values()
+        memory, read = encoder.forward(src, src_key_padding_mask=src_mask)  # type: ignore
+        y, written = decoder.forward(tgt, memory, tgt_is_causal=True,  # type: ignore
+                                     memory_key_padding_mask=src_mask)
+        return y, (read, written)
+
+    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
+                 ) -> tuple[Any, dict[str, np.ndarray]]:
+        "((grad_src, grad_tgt), grads)."
+        encoder, decoder = self.parts.values()
+        (by_tgt, by_memory), written = decoder.backward(grad, cache[1])
+        (by_src, _), read = encoder.backward(by_memory, cache[0])
+        return (by_src, by_tgt), self._join({"encoder": read, "decoder": written})
+
+# %% ../nbs/transformer.ipynb #1c570310
+#| code-fold: true
+def _kept(state: Any, sizes: tuple[int, ...], dtype: Any) -> tuple[np.ndarray, ...]:
+    "The arrays of a state, if they are those of a model of these sizes."
+    try:
+        stored, real, past = map(np.ascontiguousarray, state)
+        fits = (stored.shape[2:] == past.shape[2:] == sizes and real.dtype == bool
+                and stored.dtype == past.dtype == dtype and len(past) == len(real)
+                and real.shape == stored.shape[:2])
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"state: expected what encode or step gave, got {state!r:.80}")
+    return stored, real, past
 
 # %% ../nbs/transformer.ipynb #00db175b
 @lru_cache(maxsize=32)
@@ -77,12 +724,14 @@ class _Embedded(Composite):
     d_model: int
 
     def _checked(self, src: Any, tgt: Any, src_mask: Any) -> tuple[Any, Any, Any]:
-        src = _tokens(src, "src", self.src_vocab)
+        src = check_tokens(src, "src", self.src_vocab)
         if tgt is not None:
-            tgt = _tokens(tgt, "tgt", self.tgt_vocab)
+            tgt = check_tokens(tgt, "tgt", self.tgt_vocab)
             if len(tgt) != len(src):
                 raise ValueError(f"tgt: expected {len(src)} rows, as src has, got {len(tgt)}")
-        return src, tgt, _src_mask(src_mask, src.shape)
+        if src_mask is not None:
+            src_mask = check_mask(src_mask, "src_mask", src.shape)
+        return src, tgt, src_mask
 
     def _places(self, length: int) -> np.ndarray:
         "A table of at least `length` positions."
@@ -116,11 +765,11 @@ class Transformer(_Embedded):
                  dim_feedforward: int = 2048, dropout: float = 0.1, activation: str = "relu",
                  norm_first: bool = False, *, rotary: bool = False,
                  rng: np.random.Generator | int | None = None, dtype: DTypeLike = np.float32):
-        rng = _generator(rng)
+        rng = check_rng(rng)
         sinusoidal_positions(1, d_model)  # refuses what is odd
         self.d_model = d_model
-        self.src_vocab = _size(src_vocab, "src_vocab")
-        self.tgt_vocab = _size(tgt_vocab, "tgt_vocab")
+        self.src_vocab = check_count(src_vocab, "src_vocab")
+        self.tgt_vocab = check_count(tgt_vocab, "tgt_vocab")
         core = _Core(d_model, nhead, num_encoder_layers, num_decoder_layers, dim_feedforward,
                      dropout, activation, 1e-5, norm_first, rotary=rotary, rng=rng, dtype=dtype)
         super().__init__(
@@ -143,7 +792,7 @@ class Transformer(_Embedded):
     def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
                  ) -> tuple[Any, dict[str, np.ndarray]]:
         read, written, inner, last, (m, t, v) = cache
-        _fitting(grad, (m, v, t), self.parts["head"].params["weight"].dtype)
+        check_array(grad, (m, v, t), self.parts["head"].params["weight"].dtype)
         grad, head = self.parts["head"].backward(grad.transpose(0, 2, 1), last)
         (by_src, by_tgt), core = self.core.backward(grad, inner)
         return None, self._join({
@@ -176,7 +825,7 @@ class Transformer(_Embedded):
         stored, real, past = _kept(state, (len(self.decoder.layers), 2, self.d_model),
                                    embedding.params["weight"].dtype)
         n, t = past.shape[:2]
-        ids = _one_each(tokens, n, self.tgt_vocab)[:, 0]
+        ids = check_step_tokens(tokens, n, self.tgt_vocab)[:, 0]
         new = np.empty((n, t + 1, *past.shape[2:]), past.dtype)
         new[:, :t] = past
         x = embedding.params["weight"][ids] + self._places(t + 1)[t]

@@ -6,6 +6,7 @@ back instead. Beside them stand tables of counts, each with the best number of l
 The text differs a little between versions of Python. The chapter `rnn` shows the result, which is
 kept in experiments/results/char_rnn.json.
 """
+
 import json
 import re
 import time
@@ -17,17 +18,21 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.measure import machine
-from dlnotes.activations import softmax
-from dlnotes.gradients import clip_grad_norm
-from dlnotes.losses import CrossEntropyLoss
-from dlnotes.mlp import Linear, Sequential
-from dlnotes.optim import AdamW
+from dlnotes.core.layers import Sequential
+from dlnotes.mlp import CrossEntropyLoss, Linear, softmax
 from dlnotes.rnn import RNN, Embedding, SequenceModel, Transpose
-from dlnotes.training import cosine_lr
+from dlnotes.training import AdamW, clip_grad_norm, cosine_lr
 
 RESULT = Path(__file__).parent / "results" / "char_rnn.json"
-SETTINGS = {"embedding_dim": 32, "hidden_size": 256, "streams": 32, "length": 50, "steps": 2000,
-            "lr": 5e-3, "max_norm": 1.0}
+SETTINGS = {
+    "embedding_dim": 32,
+    "hidden_size": 256,
+    "streams": 32,
+    "length": 50,
+    "steps": 2000,
+    "lr": 5e-3,
+    "max_norm": 1.0,
+}
 TEMPERATURES = (0.1, 0.5, 1.0, 1.5)
 TEXT = re.sub(r"[^a-z.,()']+", " ", " ".join(topics[name] for name in sorted(topics)).lower())
 LETTERS = sorted(set(TEXT))
@@ -37,15 +42,18 @@ LOSS = CrossEntropyLoss()
 def streams(text, n):
     "The text as numbers of letters, in `n` rows of equal length."
     ids = np.array([LETTERS.index(c) for c in text])
-    return ids[:len(ids) // n * n].reshape(n, -1)
+    return ids[: len(ids) // n * n].reshape(n, -1)
 
 
 def network(seed, embedding_dim, hidden_size):
     "Embedding, one recurrent layer, logits (m, letters, T)."
     rng, n = np.random.default_rng(seed), len(LETTERS)
     head = Sequential(Linear(hidden_size, n, rng=rng), Transpose(1, 2))
-    return SequenceModel(RNN(embedding_dim, hidden_size, rng=rng), head,
-                         embedding=Embedding(n, embedding_dim, rng=rng))
+    return SequenceModel(
+        RNN(embedding_dim, hidden_size, rng=rng),
+        head,
+        embedding=Embedding(n, embedding_dim, rng=rng),
+    )
 
 
 def learn_piece(model, x, y, state):
@@ -55,8 +63,11 @@ def learn_piece(model, x, y, state):
     logits, above = model.head.forward(h)
     grad, head = model.head.backward(LOSS.backward(LOSS.forward(logits, y)[1]), above)
     (grad, _), recurrent = model.recurrent.backward((grad, None), middle)
-    parts = {"embedding": model.embedding.backward(grad, below)[1], "recurrent": recurrent,
-             "head": head}
+    parts = {
+        "embedding": model.embedding.backward(grad, below)[1],
+        "recurrent": recurrent,
+        "head": head,
+    }
     return {f"{k}.{name}": g for k, part in parts.items() for name, g in part.items()}, state
 
 
@@ -66,8 +77,9 @@ def run(known, seed, embedding_dim, hidden_size, streams_, length, steps, lr, ma
     optimizer = AdamW(model.params)
     for step in tqdm(range(steps), desc=f"seed {seed}", unit="piece"):
         at = step * length % (rows.shape[1] - length)
-        grads, state = learn_piece(model, rows[:, at:at + length],
-                                   rows[:, at + 1:at + length + 1], state)
+        grads, state = learn_piece(
+            model, rows[:, at : at + length], rows[:, at + 1 : at + length + 1], state
+        )
         clip_grad_norm(grads, max_norm)
         optimizer.lr = cosine_lr(step, lr, steps)
         optimizer.step(grads)
@@ -95,10 +107,14 @@ def best_table(known, unseen, extra=0.1):
     "The cheapest table of counts of k letters and the next, and its cost, as in the chapter."
     costs = []
     for k in range(9):
-        after, n = (Counter(known[i:i + size] for i in range(len(known) - size + 1))
-                    for size in (k + 1, k))
-        p = [(after[unseen[i - k:i + 1]] + extra) / (n[unseen[i - k:i]] + len(LETTERS) * extra)
-             for i in range(8, len(unseen))]
+        after, n = (
+            Counter(known[i : i + size] for i in range(len(known) - size + 1))
+            for size in (k + 1, k)
+        )
+        p = [
+            (after[unseen[i - k : i + 1]] + extra) / (n[unseen[i - k : i]] + len(LETTERS) * extra)
+            for i in range(8, len(unseen))
+        ]
         costs.append(-np.log2(p).mean())
     return {"k": int(np.argmin(costs)), "bits": float(min(costs))}
 
@@ -110,9 +126,14 @@ def results(known, unseen, seeds):
         began = time.perf_counter()
         model = run(known, seed, **settings)
         seconds = time.perf_counter() - began
-        runs.append({"seed": seed, "bits": float(bits(model, unseen)),
-                     "bits_on_text_learnt_from": float(bits(model, known[:40_000])),
-                     "seconds": round(seconds, 1)})
+        runs.append(
+            {
+                "seed": seed,
+                "bits": float(bits(model, unseen)),
+                "bits_on_text_learnt_from": float(bits(model, known[:40_000])),
+                "seconds": round(seconds, 1),
+            }
+        )
         print(f"seed {seed}: {runs[-1]['bits']:.3f} bits in {seconds:.0f} s", flush=True)
     return runs, model
 
@@ -120,15 +141,27 @@ def results(known, unseen, seeds):
 def main():
     known, unseen = TEXT[:-40_000], TEXT[-40_000:]
     runs, model = results(known, unseen, range(3))
-    written = {str(t): write(model, known[:20], 150, t, np.random.default_rng(0))
-               for t in TEMPERATURES}
+    written = {
+        str(t): write(model, known[:20], 150, t, np.random.default_rng(0)) for t in TEMPERATURES
+    }
     fresh_runs, _ = results(TEXT[40_000:], TEXT[:40_000], range(100, 103))
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({
-        "machine": machine(["dlnotes", "numba", "numpy"]),
-        "letters": len(TEXT), "settings": SETTINGS, "runs": runs,
-        "best_table": best_table(known, unseen), "written": written, "fresh_runs": fresh_runs,
-        "fresh_best_table": best_table(TEXT[40_000:], TEXT[:40_000])}, indent=1) + "\n")
+    RESULT.write_text(
+        json.dumps(
+            {
+                "machine": machine(["dlnotes", "numba", "numpy"]),
+                "letters": len(TEXT),
+                "settings": SETTINGS,
+                "runs": runs,
+                "best_table": best_table(known, unseen),
+                "written": written,
+                "fresh_runs": fresh_runs,
+                "fresh_best_table": best_table(TEXT[40_000:], TEXT[:40_000]),
+            },
+            indent=1,
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

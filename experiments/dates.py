@@ -4,11 +4,13 @@ MODEL is seq2seq, attention, transformer or transformer_added; the last one's se
 not turn queries and keys by their places, which are only added to the embeddings. Each text lists
 up to three dates (`--dates`), as one alone is no test of a memory. `--seeds 0 1 2` names the seeds
 of first weights, order and data; a seed's days of training, validation and test are its own, too
-(dlnotes.dates). `--threads` limits the threads. The test is looked at once, after the last step.
+(dlnotes.datasets.dates). `--threads` limits the threads. The test is looked at once, after the last
+step.
 The chapters show the results, which are kept in experiments/results/dates_MODEL.json, with the
 time by the clock and that which the processors worked for the training; where other programs ran
 beside it, the second says more.
 """
+
 import argparse
 import importlib
 import json
@@ -19,55 +21,93 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.measure import machine
-from dlnotes.dates import CharTokenizer, as_examples, date_splits
-from dlnotes.decoding import beam_search
-from dlnotes.encoder_decoder import greedy_decode
-from dlnotes.gradients import clip_grad_norm
-from dlnotes.losses import CrossEntropyLoss
-from dlnotes.optim import AdamW
-from dlnotes.threads import set_num_threads
-from dlnotes.training import cosine_lr
+from dlnotes.core.execution import set_num_threads
+from dlnotes.datasets.dates import CharTokenizer, as_examples, date_splits
+from dlnotes.encoder_decoder import beam_search, greedy_decode
+from dlnotes.mlp import CrossEntropyLoss
+from dlnotes.training import AdamW, clip_grad_norm, cosine_lr
 
 RESULTS = Path(__file__).parent / "results"
 LENGTHS = [0, 10, 15, 20, 25, 30, 40, 50, 60, 80, 1000]
 # module, class, arguments beside the sizes of the vocabularies, and how it is trained
 MODELS = {
-    "seq2seq": ("dlnotes.encoder_decoder", "Seq2Seq",
-                {"embedding_dim": 32, "hidden_size": 128},
-                {"pairs": 40_000, "epochs": 6, "batch_size": 64, "lr": 5e-3, "warmup": 100,
-                 "weight_decay": 0.01, "max_norm": 1.0, "label_smoothing": 0.0}),
-    "attention": ("dlnotes.attention", "AttentionSeq2Seq",
-                  {"embedding_dim": 32, "hidden_size": 96},
-                  {"pairs": 40_000, "epochs": 4, "batch_size": 64, "lr": 5e-3, "warmup": 100,
-                   "weight_decay": 0.01, "max_norm": 1.0, "label_smoothing": 0.0}),
-    "transformer_added": ("dlnotes.transformer", "Transformer",
-                          {"d_model": 64, "nhead": 4, "num_encoder_layers": 2,
-                           "num_decoder_layers": 2, "dim_feedforward": 256, "dropout": 0.0,
-                           "norm_first": True},
-                          {"pairs": 40_000, "epochs": 4, "batch_size": 64, "lr": 4e-3,
-                           "warmup": 300, "weight_decay": 0.01, "max_norm": 1.0,
-                           "label_smoothing": 0.0}),
+    "seq2seq": (
+        "dlnotes.encoder_decoder",
+        "Seq2Seq",
+        {"embedding_dim": 32, "hidden_size": 128},
+        {
+            "pairs": 40_000,
+            "epochs": 6,
+            "batch_size": 64,
+            "lr": 5e-3,
+            "warmup": 100,
+            "weight_decay": 0.01,
+            "max_norm": 1.0,
+            "label_smoothing": 0.0,
+        },
+    ),
+    "attention": (
+        "dlnotes.attention",
+        "AttentionSeq2Seq",
+        {"embedding_dim": 32, "hidden_size": 96},
+        {
+            "pairs": 40_000,
+            "epochs": 4,
+            "batch_size": 64,
+            "lr": 5e-3,
+            "warmup": 100,
+            "weight_decay": 0.01,
+            "max_norm": 1.0,
+            "label_smoothing": 0.0,
+        },
+    ),
+    "transformer_added": (
+        "dlnotes.transformer",
+        "Transformer",
+        {
+            "d_model": 64,
+            "nhead": 4,
+            "num_encoder_layers": 2,
+            "num_decoder_layers": 2,
+            "dim_feedforward": 256,
+            "dropout": 0.0,
+            "norm_first": True,
+        },
+        {
+            "pairs": 40_000,
+            "epochs": 4,
+            "batch_size": 64,
+            "lr": 4e-3,
+            "warmup": 300,
+            "weight_decay": 0.01,
+            "max_norm": 1.0,
+            "label_smoothing": 0.0,
+        },
+    ),
 }
-MODELS["transformer"] = (*MODELS["transformer_added"][:2],
-                         {**MODELS["transformer_added"][2], "rotary": True},
-                         MODELS["transformer_added"][3])
+MODELS["transformer"] = (
+    *MODELS["transformer_added"][:2],
+    {**MODELS["transformer_added"][2], "rotary": True},
+    MODELS["transformer_added"][3],
+)
 
 
 def build(name, source, target, seed):
     "The model of that name, with its first weights."
     module, kind, arguments, _ = MODELS[name]
     return getattr(importlib.import_module(module), kind)(
-        len(source), len(target), **arguments, rng=seed)
+        len(source), len(target), **arguments, rng=seed
+    )
 
 
 def batches(mask, size, rng):
     "Rows of each batch: in random order, but those of one batch are about equally long."
     order = rng.permutation(len(mask))
     lengths = mask.sum(axis=1)
-    parts = [order[i:i + 16 * size] for i in range(0, len(order), 16 * size)]
+    parts = [order[i : i + 16 * size] for i in range(0, len(order), 16 * size)]
     for part in parts:
         part = part[np.argsort(lengths[part], kind="stable")]
-        cut = [part[i:i + size] for i in range(0, len(part), size)]
+        cut = [part[i : i + size] for i in range(0, len(part), size)]
         for i in rng.permutation(len(cut)):
             yield cut[i]
 
@@ -78,8 +118,19 @@ def trimmed(rows, src, tgt_in, mask, tgt_out):
     return (src[rows, :s], tgt_in[rows, :t], mask[rows, :s]), tgt_out[rows, :t]
 
 
-def train(model, examples, seed, pairs, epochs, batch_size, lr, warmup, weight_decay, max_norm,
-          label_smoothing):
+def train(
+    model,
+    examples,
+    seed,
+    pairs,
+    epochs,
+    batch_size,
+    lr,
+    warmup,
+    weight_decay,
+    max_norm,
+    label_smoothing,
+):
     "Train the model in place; the mean loss of each epoch."
     (src, tgt_in, mask), tgt_out = examples
     loss = CrossEntropyLoss(ignore_index=0, label_smoothing=label_smoothing)
@@ -110,7 +161,7 @@ def answers(model, texts, source, target, decode, size=200):
     src, mask = source.encode(texts)
     order, written = np.argsort(mask.sum(axis=1), kind="stable"), [""] * len(texts)
     for i in range(0, len(order), size):
-        rows = order[i:i + size]
+        rows = order[i : i + size]
         s = mask[rows].sum(axis=1).max()
         ids = decode(model, src[rows, :s], mask[rows, :s])
         for row, text in zip(rows, target.decode(ids)):
@@ -141,14 +192,26 @@ def exposure(model, pairs, source, target):
     Then the same of the tokens after the first that is wrong, in its own answers.
     """
     (src, tgt_in, mask), tgt_out = as_examples(pairs, source, target)
-    forced = np.concatenate([model(src[i:i + 200], tgt_in[i:i + 200], mask[i:i + 200]).argmax(1)
-                             for i in range(0, len(src), 200)])
-    written = np.concatenate([own_answers(model, src[i:i + 200], mask[i:i + 200], tgt_out.shape[1])
-                              for i in range(0, len(src), 200)])
+    forced = np.concatenate(
+        [
+            model(src[i : i + 200], tgt_in[i : i + 200], mask[i : i + 200]).argmax(1)
+            for i in range(0, len(src), 200)
+        ]
+    )
+    written = np.concatenate(
+        [
+            own_answers(model, src[i : i + 200], mask[i : i + 200], tgt_out.shape[1])
+            for i in range(0, len(src), 200)
+        ]
+    )
     real, wrong = tgt_out != 0, written != tgt_out
     after = real & (np.cumsum(wrong & real, axis=1) - (wrong & real) > 0)
-    return {"forced": share((forced != tgt_out)[real]), "own": share(wrong[real]),
-            "forced_after": share((forced != tgt_out)[after]), "own_after": share(wrong[after])}
+    return {
+        "forced": share((forced != tgt_out)[real]),
+        "own": share(wrong[real]),
+        "forced_after": share((forced != tgt_out)[after]),
+        "own_after": share(wrong[after]),
+    }
 
 
 def share(right):
@@ -181,21 +244,30 @@ def result(name, seed, dates):
     unseen, _ = correct(splits.unseen, greedy)
     places = np.array(splits.unseen.locales)
     return {
-        "seed": seed, "parameters": int(sum(p.size for p in model.params.values())),
-        "seconds": round(seconds, 1), "processor_seconds": round(cpu, 1),
+        "seed": seed,
+        "parameters": int(sum(p.size for p in model.params.values())),
+        "seconds": round(seconds, 1),
+        "processor_seconds": round(cpu, 1),
         "losses": [round(x, 5) for x in losses],
-        "test": share(right), "test_beam_4": share(correct(splits.test, beam)[0]),
+        "test": share(right),
+        "test_beam_4": share(correct(splits.test, beam)[0]),
         "validation": share(correct(splits.validation, greedy)[0]),
         "exposure": exposure(model, splits.test, source, target),
-        "by_dates": [[int(k), int((count == k).sum()), share(right[count == k])]
-                     for k in np.unique(count)],
+        "by_dates": [
+            [int(k), int((count == k).sum()), share(right[count == k])] for k in np.unique(count)
+        ],
         "by_length": by_length(splits.test, right),
-        "by_locale": {code: share(right[np.array(splits.test.locales) == code])
-                      for code in sorted(set(splits.test.locales))},
+        "by_locale": {
+            code: share(right[np.array(splits.test.locales) == code])
+            for code in sorted(set(splits.test.locales))
+        },
         "unseen": share(unseen),
         "unseen_by_locale": {code: share(unseen[places == code]) for code in sorted(set(places))},
-        "failures": [[splits.test.locales[i], splits.test.texts[i], splits.test.targets[i],
-                      written[i]] for i in np.flatnonzero(~right)[:12]]}
+        "failures": [
+            [splits.test.locales[i], splits.test.texts[i], splits.test.targets[i], written[i]]
+            for i in np.flatnonzero(~right)[:12]
+        ],
+    }
 
 
 def main():
@@ -213,14 +285,29 @@ def main():
     for seed in args.seeds:
         run = result(args.model, seed, args.dates)
         runs.append(run)
-        print(f"seed {seed}: test {run['test']:.2%}, beam {run['test_beam_4']:.2%}, unseen "
-              f"locales {run['unseen']:.2%}, {run['seconds']} s, processors "
-              f"{run['processor_seconds']} s", flush=True)
-        path.write_text(json.dumps({
-            "machine": machine(["dlnotes", "babel", "numba", "numpy"]), "threads": args.threads,
-            "model": f"{module}.{kind}", "arguments": arguments, "dates": args.dates,
-            "training": training, "runs": runs}, indent=1, ensure_ascii=False) + "\n",
-            encoding="utf-8")
+        print(
+            f"seed {seed}: test {run['test']:.2%}, beam {run['test_beam_4']:.2%}, unseen "
+            f"locales {run['unseen']:.2%}, {run['seconds']} s, processors "
+            f"{run['processor_seconds']} s",
+            flush=True,
+        )
+        path.write_text(
+            json.dumps(
+                {
+                    "machine": machine(["dlnotes", "babel", "numba", "numpy"]),
+                    "threads": args.threads,
+                    "model": f"{module}.{kind}",
+                    "arguments": arguments,
+                    "dates": args.dates,
+                    "training": training,
+                    "runs": runs,
+                },
+                indent=1,
+                ensure_ascii=False,
+            )
+            + "\n",
+            encoding="utf-8",
+        )
     print(f"written: {path}")
 
 

@@ -10,6 +10,7 @@ examples, seen once, with the weights that were best on those kept.
 A third part asks what the first bias of the forget gate does. Settings were chosen on seeds 0 to 2.
 The chapter `lstm` shows the result, which is kept in experiments/results/long_memory.json.
 """
+
 import json
 import time
 from pathlib import Path
@@ -18,22 +19,28 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.measure import machine
+from dlnotes.core.layers import Sequential
 from dlnotes.gradients import orthogonal
-from dlnotes.losses import CrossEntropyLoss, MSELoss
 from dlnotes.lstm import GRU, LSTM, chrono_init
-from dlnotes.mlp import Linear, Sequential
-from dlnotes.optim import AdamW
+from dlnotes.mlp import CrossEntropyLoss, Linear, MSELoss
 from dlnotes.rnn import RNN, SequenceModel, Transpose
-from dlnotes.training import fit
+from dlnotes.training import AdamW, fit
 
 RESULT = Path(__file__).parent / "results" / "long_memory.json"
 LETTERS, KEPT = 4, 3  # of the copying task: how many there are, and how many are to be repeated
 SETTINGS = {
-    "hidden": 32, "batch_size": 32, "max_norm": 1.0, "round": 100,
+    "hidden": 32,
+    "batch_size": 32,
+    "max_norm": 1.0,
+    "round": 100,
     "rates": {"RNN": 3e-3, "RNN, ReLU": 1e-3, "GRU": 1e-2, "LSTM": 1e-2},
-    "lengths": [10, 20, 50, 100, 200], "seeds": [100, 101, 102],
-    "steps": {"adding": 3000, "copying": 4000}, "solved": {"adding": 0.01, "copying": 0.99},
-    "starts": ["as drawn", "1", "chrono"], "start_length": 50, "start_seeds": list(range(100, 105)),
+    "lengths": [10, 20, 50, 100, 200],
+    "seeds": [100, 101, 102],
+    "steps": {"adding": 3000, "copying": 4000},
+    "solved": {"adding": 0.01, "copying": 0.99},
+    "starts": ["as drawn", "1", "chrono"],
+    "start_length": 50,
+    "start_seeds": list(range(100, 105)),
 }
 
 
@@ -60,23 +67,25 @@ def recurrent(cell, inputs, width, T, start, rng):
     "A recurrent layer with first weights that suit a sequence of T steps."
     if cell.startswith("RNN"):
         layer = RNN(inputs, width, nonlinearity="tanh" if cell == "RNN" else "relu", rng=rng)
-        layer.params["weight_hh_l0"][...] = (orthogonal((width, width), rng=rng) if cell == "RNN"
-                                             else np.eye(width))
+        layer.params["weight_hh_l0"][...] = (
+            orthogonal((width, width), rng=rng) if cell == "RNN" else np.eye(width)
+        )
         return layer
     layer = {"GRU": GRU, "LSTM": LSTM}[cell](inputs, width, rng=rng)
     if start == "chrono":
         chrono_init(layer, T, rng=rng)
     elif start == "1":
-        layer.params["bias_ih_l0"][width:2 * width] = 1
-        layer.params["bias_hh_l0"][width:2 * width] = 0
+        layer.params["bias_ih_l0"][width : 2 * width] = 1
+        layer.params["bias_hh_l0"][width : 2 * width] = 0
     return layer
 
 
 def network(task, cell, T, start, rng, hidden):
     "The model, and its loss."
     if task == "adding":
-        return SequenceModel(recurrent(cell, 2, hidden, T, start, rng),
-                             Linear(hidden, 1, rng=rng), last=True), MSELoss()
+        return SequenceModel(
+            recurrent(cell, 2, hidden, T, start, rng), Linear(hidden, 1, rng=rng), last=True
+        ), MSELoss()
     head = Sequential(Linear(hidden, LETTERS, rng=rng), Transpose(1, 2))
     layer = recurrent(cell, LETTERS + 2, hidden, T, start, rng)
     return SequenceModel(layer, head), CrossEntropyLoss()
@@ -84,9 +93,9 @@ def network(task, cell, T, start, rng, hidden):
 
 def measured(task, model, x, y):
     "Mean squared error for adding, share of letters that are right for copying."
-    answers = np.concatenate([model(x[i:i + 250]) for i in range(0, len(x), 250)])
+    answers = np.concatenate([model(x[i : i + 250]) for i in range(0, len(x), 250)])
     if task == "adding":
-        return float(((answers - y)**2).mean())
+        return float(((answers - y) ** 2).mean())
     return float((answers.argmax(axis=1) == y)[:, -KEPT:].mean())
 
 
@@ -102,8 +111,17 @@ def rounds(task, cell, T, rng, model, loss, settings):
     kept, each = make(rng, 500, T), settings["round"]
     for done in range(each, settings["steps"][task] + 1, each):
         try:
-            fit(model, loss, optimizer, *make(rng, size * each, T), epochs=1, batch_size=size,
-                shuffle=False, max_norm=settings["max_norm"], progress=False)
+            fit(
+                model,
+                loss,
+                optimizer,
+                *make(rng, size * each, T),
+                epochs=1,
+                batch_size=size,
+                shuffle=False,
+                max_norm=settings["max_norm"],
+                progress=False,
+            )
         except FloatingPointError:  # it has gone to infinity
             return
         yield done, measured(task, model, *kept)
@@ -124,9 +142,17 @@ def run(task, cell, T, seed, start="chrono", settings=SETTINGS, bar=None):
             break
     model.load_state_dict(state)
     x, y = {"adding": adding, "copying": copying}[task](rng, 1000, T)
-    return {"task": task, "cell": cell, "length": T, "seed": seed, "start": start, "steps": steps,
-            "solved": better(task, best, goal), "value": round(measured(task, model, x, y), 4),
-            "cpu_seconds": round(time.process_time() - began, 1)}
+    return {
+        "task": task,
+        "cell": cell,
+        "length": T,
+        "seed": seed,
+        "start": start,
+        "steps": steps,
+        "solved": better(task, best, goal),
+        "value": round(measured(task, model, x, y), 4),
+        "cpu_seconds": round(time.process_time() - began, 1),
+    }
 
 
 def plan(settings):
@@ -149,8 +175,10 @@ def results(settings=SETTINGS):
         for part, (task, cell, T, seed, start) in bar:
             one = run(task, cell, T, seed, start, settings, bar)
             runs[part].append(one)
-            tqdm.write(f"{task} {cell} {T} seed {seed} {start}: {one['value']:.4f} after "
-                       f"{one['steps']} steps, {one['cpu_seconds']} s")
+            tqdm.write(
+                f"{task} {cell} {T} seed {seed} {start}: {one['value']:.4f} after "
+                f"{one['steps']} steps, {one['cpu_seconds']} s"
+            )
     return runs
 
 
@@ -158,9 +186,20 @@ def write(runs):
     "Keep the runs, with the settings and the machine."
     seconds = sum(run["cpu_seconds"] for part in runs.values() for run in part)
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({
-        "machine": machine(["dlnotes", "numba", "numpy"]), "settings": SETTINGS,
-        "letters": LETTERS, "kept": KEPT, **runs, "cpu_seconds": round(seconds)}, indent=1) + "\n")
+    RESULT.write_text(
+        json.dumps(
+            {
+                "machine": machine(["dlnotes", "numba", "numpy"]),
+                "settings": SETTINGS,
+                "letters": LETTERS,
+                "kept": KEPT,
+                **runs,
+                "cpu_seconds": round(seconds),
+            },
+            indent=1,
+        )
+        + "\n"
+    )
 
 
 def main():

@@ -1,4 +1,5 @@
 """`python -m render [--output DIR]`, at the root of the project: builds the book without Quarto."""
+
 import argparse
 import sys
 import tempfile

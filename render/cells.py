@@ -1,4 +1,5 @@
 """A notebook as one markdown text, its code cells and stored outputs written as Quarto does."""
+
 import base64
 import itertools
 import json
@@ -8,13 +9,20 @@ import yaml
 
 from .nbfilter import filter_notebook
 
-OPTIONS = set("""code-fold code-summary echo eval fig-alt fig-cap include label output
-    output-varies tbl-cap warning""".split())
-DIRECTIVES = {"default_exp", "exports", "exporti", "export", "hide"}     # nbdev's, that we use
+OPTIONS = set(
+    """code-fold code-summary echo eval fig-alt fig-cap include label output
+    output-varies tbl-cap warning""".split()
+)
+DIRECTIVES = {"default_exp", "exports", "exporti", "export", "hide"}  # nbdev's, that we use
 OPTION = re.compile(r"^#\|[ \t]*([\w-]+)(:?)[ \t]*(.*)$", re.MULTILINE)
 # The representations of an output that can be shown, the preferred one first, as in Quarto.
-MIMES = {"text/html": "html", "text/markdown": "md", "image/svg+xml": "svg", "image/png": "png",
-         "text/plain": "text"}
+MIMES = {
+    "text/html": "html",
+    "text/markdown": "md",
+    "image/svg+xml": "svg",
+    "image/png": "png",
+    "text/plain": "text",
+}
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 CELL = re.compile(r"^~~~ \{=cell\}\n(\d+)", re.MULTILINE)
 
@@ -37,19 +45,22 @@ def framed(text, attributes):
 
 def attributes(options, *names):
     """Those of the options that are set, in pandoc's notation."""
-    return " ".join(f"{name}={json.dumps(str(options[name]), ensure_ascii=False)}"
-                    for name in names if name in options)
+    return " ".join(
+        f"{name}={json.dumps(str(options[name]), ensure_ascii=False)}"
+        for name in names
+        if name in options
+    )
 
 
 def read_notebook(page, notebook):
     """The markdown of a notebook; problems go to `page`, images in outputs to its book."""
     for number, cell in enumerate(notebook["cells"], 1):
-        cell["metadata"]["number"] = page.cell = number     # for errors, whatever the filter drops
+        cell["metadata"]["number"] = page.cell = number  # for errors, whatever the filter drops
         if cell["cell_type"] == "code":
             check_options(page, "".join(cell["source"]))
     text = ""
     for cell in filter_notebook(notebook)["cells"]:
-        page.cell = cell["metadata"].get("number", page.cell)   # nbdev adds cells of its own
+        page.cell = cell["metadata"].get("number", page.cell)  # nbdev adds cells of its own
         is_code = cell["cell_type"] == "code"
         source = code_cell(page, cell) if is_code else "".join(cell["source"])
         text += marker(page.cell) + source + "\n"
@@ -69,7 +80,7 @@ def code_cell(page, cell):
     """The markdown of a code cell: its code and its outputs, as its options want them."""
     lines = "".join(cell["source"]).splitlines()
     head = list(itertools.takewhile(lambda line: line.startswith("#|"), lines))
-    code = "\n".join(lines[len(head):]).strip("\n")
+    code = "\n".join(lines[len(head) :]).strip("\n")
     try:
         options = yaml.safe_load("\n".join(line[2:].strip() for line in head)) or {}
     except yaml.YAMLError as error:
@@ -82,8 +93,9 @@ def code_cell(page, cell):
         page.complain(f"duplicate label {label}: Quarto makes all its letters small")
     page.cell_labels.add(label.lower())
     if options.get("echo", True) and code:
-        text = fenced(code, f" {{.python .cell-code "
-                            f"{attributes(options, 'code-fold', 'code-summary')}}}")
+        text = fenced(
+            code, f" {{.python .cell-code {attributes(options, 'code-fold', 'code-summary')}}}"
+        )
     if options.get("output", True):
         text += outputs(page, cell["outputs"], options)
     if options.get("output") == "asis" or not text:

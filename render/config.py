@@ -1,13 +1,18 @@
 """Reads `_quarto.yml`: the pages of the book in order, and the few settings that matter here."""
+
 import yaml
 
-GROUPS = {"project", "book", "format", "html"}      # their settings are taken as one, see below
-KNOWN = set("""appendices author bibliography chapters description lang number-sections output-dir
-    title toc-depth type""".split())
+GROUPS = {"project", "book", "format", "html"}  # their settings are taken as one, see below
+KNOWN = set(
+    """appendices author bibliography chapters description lang number-sections output-dir
+    title toc-depth type""".split()
+)
 # Those that only Quarto heeds, for its looks and its ways.
-KNOWN |= set("""code-copy css date downloads execute favicon html-math-method ipynb-filters
+KNOWN |= set(
+    """code-copy css date downloads execute favicon html-math-method ipynb-filters
     link-external-newwindow page-footer page-navigation preview render repo-actions repo-url
-    respect-user-color-scheme search sidebar site-url theme toc""".split())
+    respect-user-color-scheme search sidebar site-url theme toc""".split()
+)
 
 
 def flattened(settings):
@@ -46,7 +51,7 @@ def read_config(root):
         raise ValueError("the first chapter is not index.qmd")
     if missing := [source for source, _ in pages if not (root / source).exists()]:
         raise ValueError(f"no such file: {', '.join(missing)}")
-    books = {f"nbs/{path.name}" for path in root.glob("nbs/*.ipynb")}     # Quarto renders them all
+    books = {path.relative_to(root).as_posix() for path in root.glob("nbs/**/*.ipynb")}
     if extra := sorted(books - {source for source, _ in pages}):
         raise ValueError(f"a notebook in no chapter: {', '.join(extra)}")
     return config | {"pages": pages}

@@ -3,6 +3,7 @@
 Quarto runs this file (`ipynb-filters` in _quarto.yml) with a notebook's JSON on stdin and reads
 JSON from stdout; the embedded renderer calls `filter_notebook`.
 """
+
 import ast
 import contextlib
 import importlib.util
@@ -16,10 +17,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+API = "nbs/reference/api.ipynb"  # from the root of the book, for pages in any folder
 # A backticked name, unless it stands in a code block, heading, formula, div's attributes or link.
-NAMES = re.compile(r"""^[ ]*(?P<fence>`{3,}|~{3,}).*?^[ ]*(?P=fence)[`~]*[ ]*$ | ^\#.*?$ | ^:::.*?$
+NAMES = re.compile(
+    r"""^[ ]*(?P<fence>`{3,}|~{3,}).*?^[ ]*(?P=fence)[`~]*[ ]*$ | ^\#.*?$ | ^:::.*?$
     | \$\$.*?\$\$ | ``.+?`` | !?\[(?:[^][]|\[[^][]*\])*\]\([^)]*\)
-    | `(?P<name>[A-Za-z_][\w.]*)(?:\(\))?`(?!\{)""", re.VERBOSE | re.MULTILINE | re.DOTALL)
+    | `(?P<name>[A-Za-z_][\w.]*)(?:\(\))?`(?!\{)""",
+    re.VERBOSE | re.MULTILINE | re.DOTALL,
+)
 EXPORTS = re.compile(r"^#\|\s*exports\b", re.MULTILINE)
 LABEL = re.compile(r"^#\|\s*label:", re.MULTILINE)
 
@@ -28,18 +33,22 @@ def public_names(index):
     """The names in nbdev's index file, in full and without their module, and each one's anchor."""
     names = {}
     for module, symbols in runpy.run_path(str(index))["d"]["syms"].items():
+        if ".kernels." in module:  # not on the API page
+            continue
         for full in symbols:
             name = full.removeprefix(module + ".")
-            if not re.search(r"(^|\.)_", name):
+            if not re.search(r"(^|\.)_|_(kernel|loop)$", name):
                 names[name] = names[full] = name
     return names
 
 
 def link_names(text, names):
     """`text` with each backticked public name linked to its place on the API page."""
+
     def link(match):
         anchor = names.get(match["name"])
-        return f"[{match[0]}](api.ipynb#{anchor})" if anchor else match[0]
+        return f"[{match[0]}](/{API}#{anchor})" if anchor else match[0]
+
     return NAMES.sub(link, text)
 
 
@@ -54,6 +63,20 @@ def source_label(source):
                 ending = "-class" if isinstance(node, ast.ClassDef) else ""
                 return f"src-{node.name.lower()}{ending}"
     return None
+
+
+def summary_lines(source):
+    """`source` with each docstring cut to its first line; the API page has the rest."""
+    lines = source.splitlines(keepends=True)
+    with contextlib.suppress(SyntaxError):
+        for node in ast.walk(ast.parse(source)):
+            kinds = (ast.FunctionDef, ast.ClassDef)
+            text = ast.get_docstring(node) if isinstance(node, kinds) else None
+            if text and "\n" in text:
+                first, last = node.body[0].lineno - 1, node.body[0].end_lineno
+                lines[first] = lines[first].rstrip() + '"""\n'
+                lines[first + 1 : last] = [""] * (last - first - 1)
+    return "".join(lines)
 
 
 def as_markdown(output):
@@ -71,9 +94,11 @@ def filter_notebook(notebook):
 
     for cell in notebook["cells"]:
         source = cell["source"] = "".join(cell["source"])
-        exported = cell["cell_type"] == "code" and EXPORTS.search(source)   # nbdev drops this line
+        exported = cell["cell_type"] == "code" and EXPORTS.search(source)  # nbdev drops this line
         if exported and not LABEL.search(source) and (label := source_label(source)):
             cell["source"] = f"#| label: {label}\n{source}"
+        if exported:
+            cell["source"] = summary_lines(cell["source"])
         for output in cell.get("outputs", []):
             as_markdown(output)
     nb = dict2nb(notebook)

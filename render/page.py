@@ -1,27 +1,56 @@
 """Turns a page of Quarto's constructs, as pandoc's tree, into one that pandoc can write."""
+
 import posixpath
 import re
 from collections import Counter
 from urllib.parse import unquote
 
 FLOATS = {"fig": "Figure", "tbl": "Table"}
-THEOREMS = {"thm": "Theorem", "lem": "Lemma", "cor": "Corollary", "prp": "Proposition",
-            "cnj": "Conjecture", "def": "Definition", "exm": "Example", "exr": "Exercise"}
+THEOREMS = {
+    "thm": "Theorem",
+    "lem": "Lemma",
+    "cor": "Corollary",
+    "prp": "Proposition",
+    "cnj": "Conjecture",
+    "def": "Definition",
+    "exm": "Example",
+    "exr": "Exercise",
+}
 KINDS = {"sec": "Section", "eq": "Equation", **FLOATS, **THEOREMS}
-CALLOUTS = {f"callout-{name.lower()}": name
-            for name in ("Note", "Tip", "Warning", "Important", "Caution")}
-CLASSES = {"cell", "cell-output", "csl-bib-body", "csl-entry", "figure", "hanging-indent",
-           "panel-tabset", "photo", "references", "stderr", "stdout", *CALLOUTS}
+CALLOUTS = {
+    f"callout-{name.lower()}": name for name in ("Note", "Tip", "Warning", "Important", "Caution")
+}
+CLASSES = {
+    "cell",
+    "cell-output",
+    "csl-bib-body",
+    "csl-entry",
+    "figure",
+    "hanging-indent",
+    "panel-tabset",
+    "photo",
+    "references",
+    "stderr",
+    "stdout",
+    *CALLOUTS,
+}
 # Signs that are left in the text where something was not understood.
-LEFT_OVER = {":::": "a ::: that opens or closes nothing", "{{<": "a shortcode",
-             "```": "a code fence that is not closed", "$$": "a formula that is not closed",
-             "{#": "a label that labels nothing", "[^": "a footnote that is not defined",
-             "][": "a link whose target is not defined"}
-WRONG_HTML = {      # what is said of HTML in which the expression is found
-    "HTML that fetches something from the web":
+LEFT_OVER = {
+    ":::": "a ::: that opens or closes nothing",
+    "{{<": "a shortcode",
+    "```": "a code fence that is not closed",
+    "$$": "a formula that is not closed",
+    "{#": "a label that labels nothing",
+    "[^": "a footnote that is not defined",
+    "][": "a link whose target is not defined",
+}
+WRONG_HTML = {  # what is said of HTML in which the expression is found
+    "HTML that fetches something from the web": (
         r"""(?i)<(?!a\b)\w[^>]*\b(src|href|data|poster)\s*=\s*["']?(https?:)?//"""
-        r"""|url\(\s*["']?(https?:)?//""",
-    "an image without alt text": r"(?i)<img\b(?![^>]*\balt\s*=)"}
+        r"""|url\(\s*["']?(https?:)?//"""
+    ),
+    "an image without alt text": r"(?i)<img\b(?![^>]*\balt\s*=)",
+}
 IDS = re.compile(r"""<\w[^>]*\bid\s*=\s*["']([^"']+)""")
 
 
@@ -42,8 +71,13 @@ def words(text, *classes):
 
 def details(summary, blocks, attributes):
     """Blocks that are folded behind a summary."""
-    return [el("RawBlock", "html", f"<details{attributes}><summary>"), el("Plain", summary),
-            el("RawBlock", "html", "</summary>"), *blocks, el("RawBlock", "html", "</details>")]
+    return [
+        el("RawBlock", "html", f"<details{attributes}><summary>"),
+        el("Plain", summary),
+        el("RawBlock", "html", "</summary>"),
+        *blocks,
+        el("RawBlock", "html", "</details>"),
+    ]
 
 
 def take_heading(blocks):
@@ -66,9 +100,9 @@ class Page:
         self.stem, self.is_appendix = posixpath.splitext(source)[0], part == "Appendices"
         self.href = f"{self.stem}.html"
         self.number, self.title, self.id, self.blocks = "", words(source), "", []
-        self.cell = 0                       # the number of the cell that is read or walked
-        self.ids, self.tex = set(), {}      # what can be linked to; each formula, and its cell
-        self.cell_labels = set()            # in small letters
+        self.cell = 0  # the number of the cell that is read or walked
+        self.ids, self.tex = set(), {}  # what can be linked to; each formula, and its cell
+        self.cell_labels = set()  # in small letters
         self.sections, self.counts = [0] * 7, Counter()
 
     def complain(self, message):
@@ -81,14 +115,15 @@ class Page:
 
     def from_root(self, url):
         """The path from the root of the book of what `url` is from the page."""
-        return posixpath.normpath(posixpath.join(posixpath.dirname(self.source), unquote(url)))
+        here = "" if url.startswith("/") else posixpath.dirname(self.source)
+        return posixpath.normpath(posixpath.join(here, unquote(url).lstrip("/")))
 
     def asset(self, url):
         """Have the file `url` copied into the book; it is seen from the page as it was."""
         path = self.from_root(url)
         if (self.book.root / path).is_file() and not path.startswith(".."):
             self.book.put(path, (self.book.root / path).read_bytes())
-        elif not (self.book.output / path).exists():        # an image of an output is there
+        elif not (self.book.output / path).exists():  # an image of an output is there
             self.complain(f"no such file: {url}")
         return url
 
@@ -96,7 +131,7 @@ class Page:
         """Take the title off, number the page, and walk the rest."""
         self.cell = 0
         while blocks and blocks[0]["t"] == "RawBlock" and not self.walk(blocks[:1]):
-            blocks.pop(0)       # the number of the cell
+            blocks.pop(0)  # the number of the cell
         if not blocks or blocks[0]["t"] != "Header" or blocks[0]["c"][0] != 1:
             self.complain("the page does not begin with its title, a heading of the first level")
             return
@@ -149,7 +184,7 @@ class Page:
             self.note(id, "", inlines)
         else:
             self.sections[level:] = [self.sections[level] + 1] + [0] * (6 - level)
-            number = ".".join([self.number, *map(str, self.sections[2:level + 1])])
+            number = ".".join([self.number, *map(str, self.sections[2 : level + 1])])
             self.note(id, "Section", words(number))
             inlines = [*words(number, "section-number"), el("Space"), *inlines]
         return [el("Header", level, [id, classes, pairs], inlines)]
@@ -178,7 +213,7 @@ class Page:
             body = [div([el("Plain", self.walk(title))], "callout-title"), *body]
         else:
             body = details(self.pressed(title), body, " open" * (collapse == "false"))
-        pairs = [["role", "note"], ["aria-label", CALLOUTS[kind]]]      # not by colour alone
+        pairs = [["role", "note"], ["aria-label", CALLOUTS[kind]]]  # not by colour alone
         return [div(body, "callout", kind, id=id, pairs=pairs)]
 
     def tabset(self, blocks):
@@ -226,7 +261,7 @@ class Page:
         (id, _, _), (_, caption), blocks = content
         for image in blocks[0]["c"]:
             if image["t"] == "Image":
-                image["c"][1] = []       # pandoc repeats the caption there: it is no alt text
+                image["c"][1] = []  # pandoc repeats the caption there: it is no alt text
         return self.float(id, caption[0]["c"] if caption else [], self.walk(blocks))
 
     def on_Table(self, content):

@@ -1,4 +1,5 @@
 """Settings that must stand before anything is imported, and no skips where all tests are wanted."""
+
 import os
 import re
 from collections import Counter
@@ -28,18 +29,24 @@ KINDS = {"torch is not installed": "parity test", "there is no Chromium": "page 
 
 def counted(reasons):
     "What was skipped, as words: `2 parity tests (torch is not installed), 1 test (no fork here)`."
-    named = Counter(re.sub(r"could not import .*No module named '(\w+).*", r"\1 is not installed",
-                           reason.removeprefix("Skipped: ")) for reason in reasons)
-    return ", ".join(f"{n} {KINDS.get(why, 'test')}{'s' * (n > 1)} ({why})"
-                     for why, n in named.most_common())
+    named = Counter(
+        re.sub(
+            r"could not import .*No module named '(\w+).*",
+            r"\1 is not installed",
+            reason.removeprefix("Skipped: "),
+        )
+        for reason in reasons
+    )
+    return ", ".join(
+        f"{n} {KINDS.get(why, 'test')}{'s' * (n > 1)} ({why})" for why, n in named.most_common()
+    )
 
 
 def pytest_terminal_summary(terminalreporter):
     "One line that says what was skipped, and why."
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped:
-        terminalreporter.write_line(
-            f"skipped: {counted(report.longrepr[2] for report in skipped)}")
+        terminalreporter.write_line(f"skipped: {counted(report.longrepr[2] for report in skipped)}")
 
 
 def pytest_sessionfinish(session):

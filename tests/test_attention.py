@@ -1,15 +1,14 @@
 """Attention beyond its chapter: PyTorch, masks, bad input, the models' interface, seeds."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlnotes.attention import Attention, AttentionSeq2Seq, BahdanauSeq2Seq
-from dlnotes.decoding import beam_search
-from dlnotes.encoder_decoder import greedy_decode
-from dlnotes.losses import CrossEntropyLoss
-from dlnotes.optim import AdamW
-from dlnotes.training import fit, load, save
+from dlnotes.encoder_decoder import beam_search, greedy_decode
+from dlnotes.mlp import CrossEntropyLoss
+from dlnotes.training import AdamW, fit, load, save
 
 SCORES = ["dot", "general", "additive"]
 MODELS = [AttentionSeq2Seq, BahdanauSeq2Seq]
@@ -55,8 +54,9 @@ def test_attention_is_that_of_pytorch(case):
     tensors = {k: torch.tensor(a, requires_grad=True) for k, a in layer.params.items()}
     q, m = (torch.tensor(a, requires_grad=True) for a in (query, memory))
     rows = slice(None) if mask is None else mask.any(axis=1)
-    theirs = composed(torch, layer.score, tensors, q, m,
-                      None if mask is None else torch.tensor(mask))
+    theirs = composed(
+        torch, layer.score, tensors, q, m, None if mask is None else torch.tensor(mask)
+    )
     ours, cache = layer.forward(query, memory, mask)
     for mine, tensor in zip(ours, theirs):
         assert mine.dtype == np.float64
@@ -72,10 +72,12 @@ def test_attention_is_that_of_pytorch(case):
     theirs = composed(torch, layer.score, tensors, q[rows], m[rows], mask)
     sum((a * torch.tensor(g[rows])).sum() for a, g in zip(theirs, grads)).backward()
     names = list(layer.params)
-    for mine, tensor in zip([*by_inputs, *(by_params[k] for k in names)],
-                            [q, m, *(tensors[k] for k in names)]):
-        np.testing.assert_allclose(mine, tensor.grad.numpy(), rtol=0, atol=1e-10 * max(
-            1, abs(mine).max()))
+    for mine, tensor in zip(
+        [*by_inputs, *(by_params[k] for k in names)], [q, m, *(tensors[k] for k in names)]
+    ):
+        np.testing.assert_allclose(
+            mine, tensor.grad.numpy(), rtol=0, atol=1e-10 * max(1, abs(mine).max())
+        )
 
 
 @pytest.mark.kernel
@@ -89,10 +91,16 @@ def test_attention_is_its_definition(case, dtype):
     assert context.dtype == weights.dtype == dtype
     for i, t in np.ndindex(query.shape[:2]):
         s, real = query[i, t], np.ones(len(memory[i]), bool) if mask is None else mask[i]
-        score = {"dot": lambda h: s @ h,  # noqa: B023
-                 "general": lambda h: s @ p["weight"] @ h,  # noqa: B023
-                 "additive": lambda h: p["v"] @ np.tanh(  # noqa: B023
-                     p["weight_q"] @ s + p["weight_k"] @ h + p["bias"])}[layer.score]  # noqa: B023
+        score = {
+            "dot": lambda h: s @ h,  # noqa: B023
+            "general": lambda h: s @ p["weight"] @ h,  # noqa: B023
+            "additive": lambda h: (
+                p["v"]
+                @ np.tanh(
+                    p["weight_q"] @ s + p["weight_k"] @ h + p["bias"]  # noqa: B023
+                )
+            ),
+        }[layer.score]
         e = np.array([score(h) for h in memory[i]], np.float64)
         expected = np.zeros(len(e))
         if real.any():
@@ -101,11 +109,12 @@ def test_attention_is_its_definition(case, dtype):
         # scores of up to some hundred, rounded, are the exponents
         tolerance = np.finfo(dtype).eps * 40 * max(1, abs(e).max())
         np.testing.assert_allclose(weights[i, t], expected, rtol=0, atol=tolerance)
-        np.testing.assert_allclose(context[i, t], expected @ memory[i], rtol=0,
-                                   atol=10 * tolerance)
+        np.testing.assert_allclose(context[i, t], expected @ memory[i], rtol=0, atol=10 * tolerance)
     _, cache = layer.forward(query, memory, mask)
-    once, again = layer.backward((context, weights), cache), layer.backward(
-        (context, weights), cache)
+    once, again = (
+        layer.backward((context, weights), cache),
+        layer.backward((context, weights), cache),
+    )
     assert once[0][0].dtype == once[0][1].dtype == dtype
     for a, b in zip((*once[0], *once[1].values()), (*again[0], *again[1].values())):
         np.testing.assert_array_equal(a, b)
@@ -171,30 +180,53 @@ def test_seeds_dtypes_and_words():
     assert repr(Attention("additive", 4, 3, 5)) == "Attention('additive', 4, 3, 5)"
     p = Attention("additive", 4, 3, 5).params
     assert {k: a.shape for k, a in p.items()} == {
-        "weight_q": (5, 4), "weight_k": (5, 3), "bias": (5,), "v": (5,)}
+        "weight_q": (5, 4),
+        "weight_k": (5, 3),
+        "bias": (5,),
+        "v": (5,),
+    }
     assert Attention("additive", 4, 3).params["v"].shape == (4,)
     assert abs(Attention("general", 400, 100, rng=0).params["weight"]).max() <= 0.1
 
 
-@pytest.mark.parametrize("name, arguments", [
-    ("score", ("product", 4, 4)), ("score", (None, 4, 4)), ("query_size", ("dot", 0, 0)),
-    ("query_size", ("dot", 2.0, 2)), ("key_size", ("general", 4, -1)), ("key_size", ("dot", 4, 5)),
-    ("hidden_size", ("general", 4, 5, 6)), ("hidden_size", ("additive", 4, 5, 0))])
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("score", ("product", 4, 4)),
+        ("score", (None, 4, 4)),
+        ("query_size", ("dot", 0, 0)),
+        ("query_size", ("dot", 2.0, 2)),
+        ("key_size", ("general", 4, -1)),
+        ("key_size", ("dot", 4, 5)),
+        ("hidden_size", ("general", 4, 5, 6)),
+        ("hidden_size", ("additive", 4, 5, 0)),
+    ],
+)
 def test_settings_are_refused_by_name(name, arguments):
     with pytest.raises((ValueError, TypeError), match=f"^{name}: expected"):
         Attention(*arguments)
 
 
 @pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("name, change", [
-    ("query", {"query": np.zeros((2, 3, 5))}), ("query", {"query": np.zeros((2, 4))}),
-    ("query", {"query": np.zeros((2, 0, 4))}), ("query", {"query": np.zeros((0, 3, 4))}),
-    ("query", {"query": "abc"}), ("query", {"query": np.zeros((2, 3, 4), complex)}),
-    ("memory", {"memory": np.zeros((3, 5, 4))}), ("memory", {"memory": np.zeros((2, 5, 3))}),
-    ("memory", {"memory": np.zeros((2, 0, 4))}), ("memory", {"memory": np.zeros(4)}),
-    ("memory", {"memory": np.zeros((2, 5, 4), np.float32)}),
-    ("mask", {"mask": np.ones((2, 4), bool)}), ("mask", {"mask": np.ones((2, 5))}),
-    ("mask", {"mask": np.ones((2, 5, 1), bool)})])
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("query", {"query": np.zeros((2, 3, 5))}),
+        ("query", {"query": np.zeros((2, 4))}),
+        ("query", {"query": np.zeros((2, 0, 4))}),
+        ("query", {"query": np.zeros((0, 3, 4))}),
+        ("query", {"query": "abc"}),
+        ("query", {"query": np.zeros((2, 3, 4), complex)}),
+        ("memory", {"memory": np.zeros((3, 5, 4))}),
+        ("memory", {"memory": np.zeros((2, 5, 3))}),
+        ("memory", {"memory": np.zeros((2, 0, 4))}),
+        ("memory", {"memory": np.zeros(4)}),
+        ("memory", {"memory": np.zeros((2, 5, 4), np.float32)}),
+        ("mask", {"mask": np.ones((2, 4), bool)}),
+        ("mask", {"mask": np.ones((2, 5))}),
+        ("mask", {"mask": np.ones((2, 5, 1), bool)}),
+    ],
+)
 def test_arrays_are_refused_by_name(score, name, change):
     layer = Attention(score, 4, 4, rng=0, dtype=np.float64)
     good = {"query": np.zeros((2, 3, 4)), "memory": np.zeros((2, 5, 4)), "mask": None}
@@ -202,11 +234,17 @@ def test_arrays_are_refused_by_name(score, name, change):
         layer(**{**good, **change})
 
 
-@pytest.mark.parametrize("name, grad", [
-    ("grad", np.zeros((2, 3, 4))), ("grad", (None,)),
-    ("grad_context", (np.zeros((2, 3, 5)), None)), ("grad_context", ([1.0], None)),
-    ("grad_weights", (None, np.zeros((2, 3, 4)))),
-    ("grad_context", (np.zeros((2, 3, 4), np.float32), None))])
+@pytest.mark.parametrize(
+    "name, grad",
+    [
+        ("grad", np.zeros((2, 3, 4))),
+        ("grad", (None,)),
+        ("grad_context", (np.zeros((2, 3, 5)), None)),
+        ("grad_context", ([1.0], None)),
+        ("grad_weights", (None, np.zeros((2, 3, 4)))),
+        ("grad_context", (np.zeros((2, 3, 4), np.float32), None)),
+    ],
+)
 def test_gradients_are_refused_by_name(name, grad):
     layer = Attention("general", 4, 4, rng=0, dtype=np.float64)
     _, cache = layer.forward(np.zeros((2, 3, 4)), np.zeros((2, 5, 4)))
@@ -214,9 +252,16 @@ def test_gradients_are_refused_by_name(name, grad):
         layer.backward(grad, cache)
 
 
-@pytest.mark.parametrize("other", [
-    Attention("additive", 4, 4, 300), Attention("general", 4, 4), Attention("dot", 4, 4),
-    Attention("additive", 5, 4, 6), Attention("additive", 4, 5, 6)])
+@pytest.mark.parametrize(
+    "other",
+    [
+        Attention("additive", 4, 4, 300),
+        Attention("general", 4, 4),
+        Attention("dot", 4, 4),
+        Attention("additive", 5, 4, 6),
+        Attention("additive", 4, 5, 6),
+    ],
+)
 def test_the_cache_of_another_layer_is_refused(other):
     layer = Attention("additive", 4, 4, 6, rng=0)
     q, k = other.query_size, other.key_size
@@ -227,8 +272,10 @@ def test_the_cache_of_another_layer_is_refused(other):
 
 
 @pytest.mark.parametrize("name", ["weight_q", "weight_k", "bias", "v"])
-@pytest.mark.parametrize("change", [lambda a: np.zeros((100, *a.shape), a.dtype),
-                                    lambda a: a[:-1], lambda a: a.astype("f8")])
+@pytest.mark.parametrize(
+    "change",
+    [lambda a: np.zeros((100, *a.shape), a.dtype), lambda a: a[:-1], lambda a: a.astype("f8")],
+)
 def test_replaced_parameters_are_refused_by_name(name, change):
     layer, x = Attention("additive", 4, 4, 6, rng=0), np.ones((2, 3, 4), "f4")
     (context, _), cache = layer.forward(x, x)
@@ -240,6 +287,7 @@ def test_replaced_parameters_are_refused_by_name(name, change):
 
 
 # --- the model
+
 
 def tokens(rng, n, s, t, src_vocab=9, tgt_vocab=7):
     "Sources of unequal length, their masks, and what the decoder is told."
@@ -255,15 +303,22 @@ def in_torch(torch, model, cell):
     p = {k: torch.tensor(a) for k, a in model.params.items()}
     d, h = (model.params[k].shape[1] for k in ("src_embedding.weight", "decoder.weight_hh_l0"))
     kind = torch.nn.GRU if cell == "gru" else torch.nn.LSTM
-    net = torch.nn.ModuleDict({
-        "src_embedding": torch.nn.Embedding(model.src_vocab, d, 0),
-        "encoder": kind(d, h // 2, batch_first=True, bidirectional=True),
-        "tgt_embedding": torch.nn.Embedding(model.tgt_vocab, d, 0),
-        "decoder": kind(p["decoder.weight_ih_l0"].shape[1], h, batch_first=True),
-        "attention": torch.nn.ParameterDict(
-            {k.split(".")[1]: torch.nn.Parameter(a) for k, a in p.items()
-             if k.startswith("attention.")}),
-        "head": torch.nn.Linear(2 * h, model.tgt_vocab)}).double()
+    net = torch.nn.ModuleDict(
+        {
+            "src_embedding": torch.nn.Embedding(model.src_vocab, d, 0),
+            "encoder": kind(d, h // 2, batch_first=True, bidirectional=True),
+            "tgt_embedding": torch.nn.Embedding(model.tgt_vocab, d, 0),
+            "decoder": kind(p["decoder.weight_ih_l0"].shape[1], h, batch_first=True),
+            "attention": torch.nn.ParameterDict(
+                {
+                    k.split(".")[1]: torch.nn.Parameter(a)
+                    for k, a in p.items()
+                    if k.startswith("attention.")
+                }
+            ),
+            "head": torch.nn.Linear(2 * h, model.tgt_vocab),
+        }
+    ).double()
     missing, unknown = net.load_state_dict(p, strict=False)
     assert not missing and not unknown
     return net
@@ -279,6 +334,7 @@ def torch_forward(torch, net, score, src, tgt, mask, before=False):
 
     def beside(h):
         return torch.cat([h[0], h[1]], dim=1)[None]
+
     state = tuple(map(beside, state)) if isinstance(state, tuple) else beside(state)
     y = net["tgt_embedding"](tgt)
     if not before:
@@ -289,7 +345,7 @@ def torch_forward(torch, net, score, src, tgt, mask, before=False):
     for t in range(y.shape[1]):
         query = (state[0] if isinstance(state, tuple) else state).transpose(0, 1)
         c, _ = composed(torch, score, net["attention"], query, memory, real)
-        s, state = net["decoder"](torch.cat([y[:, t:t + 1], c], dim=2), state)
+        s, state = net["decoder"](torch.cat([y[:, t : t + 1], c], dim=2), state)
         answers.append(net["head"](torch.cat([s, c], dim=2)))
     return torch.cat(answers, dim=1).transpose(1, 2)
 
@@ -335,6 +391,7 @@ def test_steps_are_the_whole(cell, masked, kind):
 
     def arrays(part):
         return sum(map(arrays, part), []) if isinstance(part, tuple) else [part]
+
     assert all(len(a) == 4 for a in arrays(state))
     for t in range(5):
         one, state = model.step(tgt[:, t], state)
@@ -348,8 +405,12 @@ def test_padding_does_not_matter():
     np.testing.assert_allclose(model(src, tgt, mask), model(wide, tgt, more), rtol=0, atol=1e-12)
     for i in range(4):
         n = mask[i].sum()
-        np.testing.assert_allclose(model(src[i:i + 1, :n], tgt[i:i + 1]),
-                                   model(src, tgt, mask)[i:i + 1], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            model(src[i : i + 1, :n], tgt[i : i + 1]),
+            model(src, tgt, mask)[i : i + 1],
+            rtol=0,
+            atol=1e-12,
+        )
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
@@ -378,15 +439,24 @@ def test_search_takes_the_model():
 def test_it_learns_seeds_repeat_and_files_keep_it(tmp_path):
     rng = np.random.default_rng(0)
     src = rng.integers(3, 9, (256, 5))
-    out = np.where(src[:, ::-1] < 7, src[:, ::-1], 3)      # the reverse
+    out = np.where(src[:, ::-1] < 7, src[:, ::-1], 3)  # the reverse
     tgt = np.concatenate([np.ones((256, 1), int), out[:, :-1]], axis=1)
     mask = np.ones(src.shape, bool)
 
     def learnt(seed):
         model = AttentionSeq2Seq(9, 7, 16, 32, rng=seed)
-        fit(model, CrossEntropyLoss(ignore_index=0), AdamW(model.params, lr=1e-2),
-            (src, tgt, mask), out, epochs=12, rng=seed, progress=False)
+        fit(
+            model,
+            CrossEntropyLoss(ignore_index=0),
+            AdamW(model.params, lr=1e-2),
+            (src, tgt, mask),
+            out,
+            epochs=12,
+            rng=seed,
+            progress=False,
+        )
         return model
+
     model, twin = learnt(0), learnt(0)
     assert (model(src, tgt, mask).argmax(axis=1) == out).mean() > 0.97
     np.testing.assert_array_equal(model(src, tgt, mask), twin(src, tgt, mask))
@@ -396,13 +466,23 @@ def test_it_learns_seeds_repeat_and_files_keep_it(tmp_path):
     np.testing.assert_array_equal(model(src, tgt, mask), other(src, tgt, mask))
 
 
-@pytest.mark.parametrize("name, change", [
-    ("src", {"src": np.zeros((3, 0), int)}), ("src", {"src": np.full((3, 6), 9)}),
-    ("src", {"src": np.full((3, 6), -1)}), ("src", {"src": np.zeros((3, 6))}),
-    ("src", {"src": np.zeros(6, int)}), ("src", {"src": np.zeros((0, 6), int)}),
-    ("tgt", {"tgt": np.zeros((3, 0), int)}), ("tgt", {"tgt": np.full((3, 4), 7)}),
-    ("tgt", {"tgt": np.zeros((2, 4), int)}), ("tgt", {"tgt": "no"}),
-    ("src_mask", {"src_mask": np.ones((3, 5), bool)}), ("src_mask", {"src_mask": np.ones((3, 6))})])
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("src", {"src": np.zeros((3, 0), int)}),
+        ("src", {"src": np.full((3, 6), 9)}),
+        ("src", {"src": np.full((3, 6), -1)}),
+        ("src", {"src": np.zeros((3, 6))}),
+        ("src", {"src": np.zeros(6, int)}),
+        ("src", {"src": np.zeros((0, 6), int)}),
+        ("tgt", {"tgt": np.zeros((3, 0), int)}),
+        ("tgt", {"tgt": np.full((3, 4), 7)}),
+        ("tgt", {"tgt": np.zeros((2, 4), int)}),
+        ("tgt", {"tgt": "no"}),
+        ("src_mask", {"src_mask": np.ones((3, 5), bool)}),
+        ("src_mask", {"src_mask": np.ones((3, 6))}),
+    ],
+)
 def test_tokens_are_refused_by_name(name, change):
     model = AttentionSeq2Seq(9, 7, 5, 6, rng=0)
     good = {"src": np.ones((3, 6), int), "tgt": np.ones((3, 4), int), "src_mask": None}
@@ -418,9 +498,18 @@ def test_tokens_and_states_of_a_step_are_refused_by_name(kind, cell):
     for wrong in (np.full(3, 7), np.full(3, -1), np.zeros(3), [1, 2], 1, [[1]] * 3, None):
         with pytest.raises((ValueError, TypeError), match="^tokens: expected"):
             model.step(wrong, state)
-    for wrong in (None, 5, (), state[:2], (memory, memory, mask), (first, memory[:2], mask),
-                  (first, memory[:, :, :5], mask), (first, memory, mask * 1.0),
-                  (first, memory[0], mask), kind(9, 7, 5, 8, cell).encode(np.ones((3, 6), int))):
+    for wrong in (
+        None,
+        5,
+        (),
+        state[:2],
+        (memory, memory, mask),
+        (first, memory[:2], mask),
+        (first, memory[:, :, :5], mask),
+        (first, memory, mask * 1.0),
+        (first, memory[0], mask),
+        kind(9, 7, 5, 8, cell).encode(np.ones((3, 6), int)),
+    ):
         with pytest.raises(ValueError, match="^state: expected what encode or step gave"):
             model.step([1, 2, 3], wrong)
 
@@ -435,11 +524,20 @@ def test_gradients_of_the_model_are_refused(kind):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("name, change", [
-    ("src_vocab", {"src_vocab": 0}), ("tgt_vocab", {"tgt_vocab": 2.5}),
-    ("embedding_dim", {"embedding_dim": 0}), ("hidden_size", {"hidden_size": 7}),
-    ("hidden_size", {"hidden_size": 0}), ("hidden_size", {"hidden_size": "8"}),
-    ("cell", {"cell": "rnn"}), ("score", {"score": "cosine"}), ("rng", {"rng": "seed"})])
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("src_vocab", {"src_vocab": 0}),
+        ("tgt_vocab", {"tgt_vocab": 2.5}),
+        ("embedding_dim", {"embedding_dim": 0}),
+        ("hidden_size", {"hidden_size": 7}),
+        ("hidden_size", {"hidden_size": 0}),
+        ("hidden_size", {"hidden_size": "8"}),
+        ("cell", {"cell": "rnn"}),
+        ("score", {"score": "cosine"}),
+        ("rng", {"rng": "seed"}),
+    ],
+)
 def test_settings_of_the_model_are_refused_by_name(name, change, kind):
     good = {"src_vocab": 9, "tgt_vocab": 7, "embedding_dim": 4, "hidden_size": 6}
     with pytest.raises((ValueError, TypeError), match=f"^{name}: expected"):

@@ -1,4 +1,5 @@
 """What must not be published again: placeholders, and outputs that nobody reads."""
+
 import re
 from pathlib import Path
 
@@ -38,13 +39,18 @@ def lines(output):
     return len(text.splitlines())
 
 
-@pytest.mark.parametrize("alt, wrong", [
-    ("ALTFIG", "is no sentence"), ("A red line.", "is no sentence"),
-    ("Two lines that rise from 0 to 1", "is no sentence"),
-    ("Two lines, by epochs of training.", "repeats a caption"),
-    ("Two lines rise, and the SKETCHED one falls.", "holds a placeholder: SKETCHED"),
-    ("Two lines rise, TODO say which one falls.", "holds a placeholder"),
-    ("Two lines rise, that of the LSTM falls.", "")])
+@pytest.mark.parametrize(
+    "alt, wrong",
+    [
+        ("ALTFIG", "is no sentence"),
+        ("A red line.", "is no sentence"),
+        ("Two lines that rise from 0 to 1", "is no sentence"),
+        ("Two lines, by epochs of training.", "repeats a caption"),
+        ("Two lines rise, and the SKETCHED one falls.", "holds a placeholder: SKETCHED"),
+        ("Two lines rise, TODO say which one falls.", "holds a placeholder"),
+        ("Two lines rise, that of the LSTM falls.", ""),
+    ],
+)
 def test_a_placeholder_is_told_from_an_alt_text(alt, wrong):
     said = wrong_alt(alt, ["Two lines, by epochs of training"], "An LSTM has gates.")
     assert said.startswith(wrong) if wrong else not said
@@ -54,11 +60,15 @@ def test_a_placeholder_is_told_from_an_alt_text(alt, wrong):
 def test_alt_texts_are_sentences_of_their_own(notebook):
     cells = nbformat.read(notebook, as_version=4).cells
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    said = [(number, options(cell)) for number, cell in enumerate(cells)
-            if cell.cell_type == "code"]
+    said = [
+        (number, options(cell)) for number, cell in enumerate(cells) if cell.cell_type == "code"
+    ]
     captions = [o[key] for _, o in said for key in ("fig-cap", "tbl-cap") if key in o]
-    wrong = [(number, o["fig-alt"], problem) for number, o in said
-             if "fig-alt" in o and (problem := wrong_alt(o["fig-alt"], captions, prose))]
+    wrong = [
+        (number, o["fig-alt"], problem)
+        for number, o in said
+        if "fig-alt" in o and (problem := wrong_alt(o["fig-alt"], captions, prose))
+    ]
     assert not wrong
 
 

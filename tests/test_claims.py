@@ -75,3 +75,10 @@ def test_a_variable_set_from_outside_does_not_reach_the_others(monkeypatch):
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     assert claims.variables("own")["OPENBLAS_CORETYPE"] == ""
     assert claims.variables("one-thread")["NUMBA_CPU_NAME"] == ""
+
+
+def test_the_stored_result_is_whole_and_nothing_failed_in_it():
+    stored = json.loads(claims.RESULT.read_text(encoding="utf-8"))
+    assert {*stored["environments"], *stored["left_out"]} == {*claims.ENVIRONMENTS}
+    assert {*stored["failures"]} == {*claims.chapters()}
+    assert not any(cells for chapter in stored["failures"].values() for cells in chapter.values())

@@ -1,4 +1,5 @@
 """Layers used from several threads at once; training that repeats itself and leaks nothing."""
+
 import subprocess
 import sys
 import threading
@@ -24,9 +25,16 @@ from dlnotes import (
 
 def network(seed=0, size=16):
     rng = np.random.default_rng(seed)
-    return Sequential(Conv2d(3, 8, 3, padding=1, rng=rng), ReLU(), MaxPool2d(2),
-                      Conv2d(8, 16, 3, padding=1, stride=2, rng=rng), GELU(), AvgPool2d(2),
-                      Flatten(), Linear(16 * (size // 8)**2, 10, rng=rng))
+    return Sequential(
+        Conv2d(3, 8, 3, padding=1, rng=rng),
+        ReLU(),
+        MaxPool2d(2),
+        Conv2d(8, 16, 3, padding=1, stride=2, rng=rng),
+        GELU(),
+        AvgPool2d(2),
+        Flatten(),
+        Linear(16 * (size // 8) ** 2, 10, rng=rng),
+    )
 
 
 def batch(seed, n=24, size=16):
@@ -93,16 +101,30 @@ print("alive")
 
 def test_beside_a_program_that_uses_numbas_threads(pytestconfig):
     "Numba's default threading layer ends the process if two threads enter it: ours never do."
-    out = subprocess.run([sys.executable, "-c", BESIDE_NUMBA], capture_output=True, text=True,
-                         timeout=300, cwd=pytestconfig.rootpath)
+    out = subprocess.run(
+        [sys.executable, "-c", BESIDE_NUMBA],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=pytestconfig.rootpath,
+    )
     assert out.stdout == "alive\n", out.stderr[-2000:]
 
 
 def trained(epochs=2, seed=5):
     model = network(1)
     x, y = batch(9, 130)
-    fit(model, CrossEntropyLoss(), AdamW(model.params, 1e-2), x, y, epochs=epochs, batch_size=32,
-        rng=seed, progress=False)
+    fit(
+        model,
+        CrossEntropyLoss(),
+        AdamW(model.params, 1e-2),
+        x,
+        y,
+        epochs=epochs,
+        batch_size=32,
+        rng=seed,
+        progress=False,
+    )
     return model.state_dict()
 
 
@@ -121,9 +143,17 @@ print(hashlib.sha256(b"".join(a.tobytes() for a in trained().values())).hexdiges
 
 
 def test_the_same_weights_run_after_run(pytestconfig):
-    runs = [subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True,
-                           timeout=300, cwd=pytestconfig.rootpath, check=True).stdout
-            for _ in range(2)]
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", AGAIN],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=pytestconfig.rootpath,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    ]
     assert len(runs[0]) == 65 and runs[0] == runs[1]
 
 
@@ -137,6 +167,7 @@ def steps_by_hand():
             answer, cache = model.forward(x)
             _, at = loss.forward(answer, y)
             optimizer.step(model.backward(loss.backward(at), cache)[1])
+
     return steps
 
 
@@ -145,8 +176,19 @@ def steps_of_fit():
     optimizer = AdamW(model.params, 1e-3)
 
     def steps(n):  # two an epoch, and validation with weights kept
-        fit(model, CrossEntropyLoss(), optimizer, *data, epochs=n // 2, batch_size=4, rng=0,
-            validation=data, patience=n, progress=False)
+        fit(
+            model,
+            CrossEntropyLoss(),
+            optimizer,
+            *data,
+            epochs=n // 2,
+            batch_size=4,
+            rng=0,
+            validation=data,
+            patience=n,
+            progress=False,
+        )
+
     return steps
 
 

@@ -1,4 +1,5 @@
 """IDX files, right and wrong ones, and the fetching of data sets from a server of our own."""
+
 import gzip
 import hashlib
 import json
@@ -16,20 +17,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from dlnotes import data
-from dlnotes.data import ImageData, as_images, fashion_mnist, mnist, read_idx
+from dlnotes.datasets import images as data
+from dlnotes.datasets.images import ImageData, as_images, fashion_mnist, mnist, read_idx
 
 CODES = {"u1": 8, "i1": 9, "i2": 11, "i4": 12, "f4": 13, "f8": 14}
 TINY = bytes([0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3, 10, 20, 30, 40, 50, 60])
-FILES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz",
-         "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
+FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
 
 
 def idx(array):
     "The array as the bytes of an IDX file."
     big = array.astype(array.dtype.newbyteorder(">"))
-    return struct.pack(f">HBB{array.ndim}I", 0, CODES[array.dtype.str[1:]], array.ndim,
-                       *array.shape) + big.tobytes()
+    return (
+        struct.pack(f">HBB{array.ndim}I", 0, CODES[array.dtype.str[1:]], array.ndim, *array.shape)
+        + big.tobytes()
+    )
 
 
 def some_arrays():
@@ -39,6 +46,7 @@ def some_arrays():
 
 
 # ---- files as they should be
+
 
 @given(array=some_arrays(), packed=st.booleans(), kind=st.sampled_from([bytes, bytearray]))
 def test_what_was_written_is_read(array, packed, kind):
@@ -73,6 +81,7 @@ def test_numbers_of_dimensions(ndim):
 
 # ---- files as they should not be
 
+
 def header(code, *shape):
     return struct.pack(f">HBB{len(shape)}I", 0, code, len(shape), *shape)
 
@@ -85,8 +94,10 @@ MALFORMED = [  # name of the file, content, what the message has to say after th
     ("a", b"PK\3\4" + TINY, r"expected an IDX file, .*got b'PK"),
     ("a", b"\0\1" + TINY[2:], r"expected an IDX file, .*got b'\\x00\\x01"),
     ("a", TINY[3::-1] + TINY[4:], r"expected an IDX file, .*got b'\\x02\\x08"),  # little-endian
-    *(("a", header(code, 1) + bytes(8), f"expected type code 8, 9 or 11 to 14, got {code}")
-      for code in (0, 7, 10, 15, 255)),
+    *(
+        ("a", header(code, 1) + bytes(8), f"expected type code 8, 9 or 11 to 14, got {code}")
+        for code in (0, 7, 10, 15, 255)
+    ),
     ("a", header(8), "expected 1 to 32 dimensions, got 0"),
     ("a", header(8, *(1,) * 33) + b"\0", "expected 1 to 32 dimensions, got 33"),
     ("a", TINY[:4], "lengths of 2 dimensions: expected 8 bytes, got only 0"),
@@ -105,8 +116,11 @@ MALFORMED = [  # name of the file, content, what the message has to say after th
     ("a.gz", b"<html>", r"expected gzip, which begins with b'\\x1f\\x8b', got b'<h'"),
     ("a.gz", PACKED[:2], "expected whole gzip data, got damaged"),
     ("a.gz", PACKED[:-1], "expected whole gzip data, got damaged"),
-    ("a.gz", PACKED[:-8] + bytes([PACKED[-8] ^ 1]) + PACKED[-7:],
-     "expected whole gzip data, got damaged: CRC"),
+    (
+        "a.gz",
+        PACKED[:-8] + bytes([PACKED[-8] ^ 1]) + PACKED[-7:],
+        "expected whole gzip data, got damaged: CRC",
+    ),
     ("a.gz", PACKED[:-1] + b"\1", "expected whole gzip data, got damaged"),  # its own length
     ("a.gz", PACKED + b"more", "expected whole gzip data, got damaged"),
     ("a.gz", PACKED[:2] + b"\7" + PACKED[3:], "expected whole gzip data, got damaged"),
@@ -142,8 +156,10 @@ def memory(f, *args):
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-@pytest.mark.parametrize("start", [header(8, 2**32 - 1), header(14, *(2**32 - 1,) * 32),
-                                   header(13, 60_000, 28_000, 28_000)])
+@pytest.mark.parametrize(
+    "start",
+    [header(8, 2**32 - 1), header(14, *(2**32 - 1,) * 32), header(13, 60_000, 28_000, 28_000)],
+)
 def test_a_false_size_allocates_nothing(start, pack):
     assert memory(read_idx, pack(start + bytes(100))) < 3 << 20  # a piece is one megabyte
 
@@ -163,7 +179,7 @@ def test_mutated_files_are_read_or_refused(data, packed):
         if data.draw(st.booleans()):
             where = min(where, 20)  # the header more often than the rest
         piece = data.draw(st.binary(max_size=8))
-        content[where:where + data.draw(st.sampled_from([0, len(piece), 1, 1000]))] = piece
+        content[where : where + data.draw(st.sampled_from([0, len(piece), 1, 1000]))] = piece
     try:
         array = read_idx(bytes(content))
     except ValueError as e:
@@ -196,8 +212,12 @@ def test_files_that_cannot_be_opened(tmp_path):
 
 # ---- images for a network
 
-@given(images=npst.arrays(np.uint8, npst.array_shapes(min_dims=3, max_dims=3)),
-       dtype=st.sampled_from([np.float32, np.float64, "f4", "f8"]), flip=st.booleans())
+
+@given(
+    images=npst.arrays(np.uint8, npst.array_shapes(min_dims=3, max_dims=3)),
+    dtype=st.sampled_from([np.float32, np.float64, "f4", "f8"]),
+    flip=st.booleans(),
+)
 def test_as_images(images, dtype, flip):
     images = images[::-1].T if flip else images
     before = images.copy()
@@ -208,17 +228,50 @@ def test_as_images(images, dtype, flip):
     assert (images == before).all()
 
 
-@pytest.mark.parametrize(("images", "dtype", "error", "words"), [
-    (np.zeros((1, 2, 2)), "f4", TypeError, "images: expected an array of dtype uint8, got float64"),
-    ([[[0]]], "f4", TypeError, "images: expected an array of dtype uint8, got list"),
-    (None, "f4", TypeError, "images: expected an array of dtype uint8, got NoneType"),
-    (np.ma.masked_equal(np.eye(2, dtype="u1")[None], 1), "f4", TypeError, "images: expected no ma"),
-    (np.zeros((2, 2), "u1"), "f4", ValueError, r"images: expected shape .*got \(2, 2\)"),
-    (np.zeros((1, 1, 2, 2), "u1"), "f4", ValueError, r"images: expected shape .*got \(1, 1, 2, 2"),
-    (np.zeros((0, 2, 2), "u1"), "f4", ValueError, r"images: expected at least one .*\(0, 2, 2\)"),
-    (np.zeros((1, 2, 2), "u1"), "f2", TypeError, "dtype: expected float32 or float64, got float16"),
-    (np.zeros((1, 2, 2), "u1"), "i4", TypeError, "dtype: expected float32 or float64, got int32"),
-])
+@pytest.mark.parametrize(
+    ("images", "dtype", "error", "words"),
+    [
+        (
+            np.zeros((1, 2, 2)),
+            "f4",
+            TypeError,
+            "images: expected an array of dtype uint8, got float64",
+        ),
+        ([[[0]]], "f4", TypeError, "images: expected an array of dtype uint8, got list"),
+        (None, "f4", TypeError, "images: expected an array of dtype uint8, got NoneType"),
+        (
+            np.ma.masked_equal(np.eye(2, dtype="u1")[None], 1),
+            "f4",
+            TypeError,
+            "images: expected no ma",
+        ),
+        (np.zeros((2, 2), "u1"), "f4", ValueError, r"images: expected shape .*got \(2, 2\)"),
+        (
+            np.zeros((1, 1, 2, 2), "u1"),
+            "f4",
+            ValueError,
+            r"images: expected shape .*got \(1, 1, 2, 2",
+        ),
+        (
+            np.zeros((0, 2, 2), "u1"),
+            "f4",
+            ValueError,
+            r"images: expected at least one .*\(0, 2, 2\)",
+        ),
+        (
+            np.zeros((1, 2, 2), "u1"),
+            "f2",
+            TypeError,
+            "dtype: expected float32 or float64, got float16",
+        ),
+        (
+            np.zeros((1, 2, 2), "u1"),
+            "i4",
+            TypeError,
+            "dtype: expected float32 or float64, got int32",
+        ),
+    ],
+)
 def test_as_images_refuses(images, dtype, error, words):
     with pytest.raises(error, match=f"^{words}"):
         as_images(images, dtype)
@@ -227,8 +280,10 @@ def test_as_images_refuses(images, dtype, error, words):
 # ---- fetching
 
 rng = np.random.default_rng(0)
-ARRAYS = [rng.integers(0, high, shape).astype(np.uint8)
-          for high, shape in ((256, (9, 28, 28)), (10, 9), (256, (4, 28, 28)), (10, 4))]
+ARRAYS = [
+    rng.integers(0, high, shape).astype(np.uint8)
+    for high, shape in ((256, (9, 28, 28)), (10, 9), (256, (4, 28, 28)), (10, 4))
+]
 CONTENT = {name: gzip.compress(idx(a), mtime=0) for name, a in zip(FILES, ARRAYS)}
 SHA256 = {name: hashlib.sha256(content).hexdigest() for name, content in CONTENT.items()}
 
@@ -317,6 +372,7 @@ def server(monkeypatch):
             urls = tuple(m if ":" in m else f"{server.url}{m}/" for m in manners)
             source = getattr(data, name)._replace(mirrors=urls, sha256=sha256)
             monkeypatch.setattr(data, name, source)
+
         server.mirrors = mirrors
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -339,8 +395,10 @@ def nothing_listens():
         return f"http://127.0.0.1:{s.getsockname()[1]}/"
 
 
-@pytest.mark.parametrize(("load", "name", "folder"), [
-    (mnist, "_MNIST", "mnist"), (fashion_mnist, "_FASHION_MNIST", "fashion-mnist")])
+@pytest.mark.parametrize(
+    ("load", "name", "folder"),
+    [(mnist, "_MNIST", "mnist"), (fashion_mnist, "_FASHION_MNIST", "fashion-mnist")],
+)
 def test_a_set_is_fetched_once(load, name, folder, server, tmp_path):
     server.mirrors("good", name=name)
     assert_right(load(tmp_path))
@@ -356,8 +414,21 @@ def test_servers_of_other_habits(manner, server, tmp_path):
     assert_right(mnist(tmp_path))
 
 
-@pytest.mark.parametrize("manner", ["missing", "broken", "page", "short", "shorter", "empty",
-                                    "flipped", "hangup", "silent", "nobody"])
+@pytest.mark.parametrize(
+    "manner",
+    [
+        "missing",
+        "broken",
+        "page",
+        "short",
+        "shorter",
+        "empty",
+        "flipped",
+        "hangup",
+        "silent",
+        "nobody",
+    ],
+)
 def test_the_next_mirror_is_asked(manner, server, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "_TIMEOUT", 0.5 if manner == "silent" else 5)
     server.mirrors(nothing_listens() if manner == "nobody" else manner, "good")
@@ -367,17 +438,26 @@ def test_the_next_mirror_is_asked(manner, server, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "mnist").iterdir()) == sorted(FILES)
 
 
-@pytest.mark.parametrize(("manner", "words"), [
-    ("missing", "404"), ("broken", "503"), ("page", "hash"), ("flipped", "hash"),
-    ("short", "IncompleteRead|hash"), ("nobody", "refused|Max retries")])
+@pytest.mark.parametrize(
+    ("manner", "words"),
+    [
+        ("missing", "404"),
+        ("broken", "503"),
+        ("page", "hash"),
+        ("flipped", "hash"),
+        ("short", "IncompleteRead|hash"),
+        ("nobody", "refused|Max retries"),
+    ],
+)
 def test_no_mirror_helps(manner, words, server, tmp_path):
     server.mirrors(nothing_listens() if manner == "nobody" else manner)
     with pytest.raises(OSError, match=words) as caught:
         mnist(tmp_path)
     told = str(caught.value)
     assert told.startswith(f"mnist: could not fetch {FILES[0]}; there is no such file in")
-    assert told.endswith(f"put it into {tmp_path / 'mnist'}; its SHA256 has to be "
-                         f"{SHA256[FILES[0]]}")
+    assert told.endswith(
+        f"put it into {tmp_path / 'mnist'}; its SHA256 has to be {SHA256[FILES[0]]}"
+    )
     assert list((tmp_path / "mnist").iterdir()) == []
 
 
@@ -448,8 +528,11 @@ def test_a_root_that_is_no_path_is_refused(load, root):
 def test_a_cache_that_cannot_be_written(server, tmp_path):
     server.mirrors("good")
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OSError, match=r"file.mnist: expected a folder to keep train-images.*"
-                                      "DLNOTES_DATA may name another"):
+    with pytest.raises(
+        OSError,
+        match=r"file.mnist: expected a folder to keep train-images.*"
+        "DLNOTES_DATA may name another",
+    ):
         mnist(tmp_path / "file")
 
 
@@ -468,13 +551,17 @@ def test_a_cache_that_can_only_be_read(server, tmp_path, monkeypatch):
 
 
 def test_two_processes_at_once(server, tmp_path):
-    code = ("import sys, json; from dlnotes import data\n"
-            "url, folder, sha256 = sys.argv[1:]\n"
-            "data._MNIST = data._MNIST._replace(mirrors=(url,), sha256=json.loads(sha256))\n"
-            "print([int(a.sum()) for a in data.mnist(folder)[:4]])")
+    code = (
+        "import sys, json; from dlnotes.datasets import images as data\n"
+        "url, folder, sha256 = sys.argv[1:]\n"
+        "data._MNIST = data._MNIST._replace(mirrors=(url,), sha256=json.loads(sha256))\n"
+        "print([int(a.sum()) for a in data.mnist(folder)[:4]])"
+    )
     command = [sys.executable, "-c", code, server.url + "slow/", str(tmp_path), json.dumps(SHA256)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for _ in range(2)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     for process in both:
         out, err = process.communicate(timeout=60)
         assert out.strip() == str([int(a.sum()) for a in ARRAYS]), err

@@ -1,4 +1,5 @@
 """Dates beyond their appendix: all locales, splits, the tokeniser, bad input, no Babel."""
+
 import re
 import subprocess
 import sys
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlnotes import dates
-from dlnotes.dates import (
+from dlnotes.datasets import dates
+from dlnotes.datasets.dates import (
     FIRST_DAY,
     LAST_DAY,
     LOCALES,
@@ -28,6 +29,7 @@ def numbers(text):
 
 
 # ---- pairs
+
 
 @pytest.mark.parametrize("code", LOCALES + UNSEEN_LOCALES)
 def test_each_locale_says_what_the_target_says(code):
@@ -87,19 +89,22 @@ def test_splits_share_no_day(per_text):
     assert splits.train != date_splits(2000, 300, per_text=per_text, seed=6).train
 
 
-@pytest.mark.parametrize(("options", "error", "message"), [
-    ({"n": 0}, ValueError, "n: expected 1 or more"),
-    ({"n": 2.0}, TypeError, "n: expected a whole number"),
-    ({"locales": []}, ValueError, "locales: expected at least one"),
-    ({"locales": ["xx"]}, ValueError, "locales: expected codes such as 'en', got 'xx'"),
-    ({"locales": [""]}, ValueError, "locales: expected codes such as 'en', got ''"),
-    ({"days": []}, ValueError, "days: expected ordinals"),
-    ({"days": [0.5]}, ValueError, "days: expected ordinals, got float64"),
-    ({"days": [[FIRST_DAY]]}, ValueError, "days: expected ordinals"),
-    ({"days": [FIRST_DAY - 1]}, ValueError, r"days: expected \d+ to \d+ \(1950 to 2049\)"),
-    ({"days": [LAST_DAY + 1]}, ValueError, "days: expected"),
-    ({"per_text": 0}, ValueError, "per_text: expected 1 or more"),
-])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n": 0}, ValueError, "n: expected 1 or more"),
+        ({"n": 2.0}, TypeError, "n: expected a whole number"),
+        ({"locales": []}, ValueError, "locales: expected at least one"),
+        ({"locales": ["xx"]}, ValueError, "locales: expected codes such as 'en', got 'xx'"),
+        ({"locales": [""]}, ValueError, "locales: expected codes such as 'en', got ''"),
+        ({"days": []}, ValueError, "days: expected ordinals"),
+        ({"days": [0.5]}, ValueError, "days: expected ordinals, got float64"),
+        ({"days": [[FIRST_DAY]]}, ValueError, "days: expected ordinals"),
+        ({"days": [FIRST_DAY - 1]}, ValueError, r"days: expected \d+ to \d+ \(1950 to 2049\)"),
+        ({"days": [LAST_DAY + 1]}, ValueError, "days: expected"),
+        ({"per_text": 0}, ValueError, "per_text: expected 1 or more"),
+    ],
+)
 def test_bad_settings(options, error, message):
     with pytest.raises(error, match=message):
         date_pairs(**({"n": 3} | options))
@@ -114,11 +119,12 @@ def test_without_babel(monkeypatch):
 
 
 def test_babel_is_imported_only_when_it_is_needed():
-    code = "import sys, dlnotes.dates; sys.exit('babel' in sys.modules)"
+    code = "import sys, dlnotes.datasets.dates; sys.exit('babel' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # ---- tokens
+
 
 @given(texts=st.lists(st.text(max_size=12), min_size=1, max_size=6), start=st.booleans())
 def test_what_is_encoded_is_decoded(texts, start):
@@ -149,11 +155,16 @@ def test_the_order_of_the_vocabulary_is_that_of_the_characters():
     assert repr(CharTokenizer(["ab"])) == "CharTokenizer(6 tokens)"
 
 
-@pytest.mark.parametrize(("ids", "message"), [
-    ([[7]], "ids: expected 0 to 6, got 7 to 7"), ([[-1, 4]], "ids: expected 0 to 6, got -1 to 4"),
-    ([4], "ids: expected whole numbers"), ([[4.0]], "ids: expected whole numbers .* float64"),
-    ([[4], [4, 5]], "ids: expected an array, got rows of unequal length"),
-])
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[7]], "ids: expected 0 to 6, got 7 to 7"),
+        ([[-1, 4]], "ids: expected 0 to 6, got -1 to 4"),
+        ([4], "ids: expected whole numbers"),
+        ([[4.0]], "ids: expected whole numbers .* float64"),
+        ([[4], [4, 5]], "ids: expected an array, got rows of unequal length"),
+    ],
+)
 def test_ids_that_are_no_tokens(ids, message):
     with pytest.raises(ValueError, match=message):
         CharTokenizer(["abc"]).decode(ids)

@@ -1,4 +1,5 @@
 """Attention beside PyTorch's, for shapes, masks and layouts of all kinds."""
+
 import os
 import threading
 import tracemalloc
@@ -8,15 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dlnotes import dot_product
-from dlnotes.dot_product import (
-    _attention,
-    _attention_backward,
-    _memory,
-    scaled_dot_product_attention,
-    scaled_dot_product_attention_backward,
-)
-from dlnotes.threads import num_threads, set_num_threads
+from dlnotes.core.execution import num_threads, set_num_threads
+from dlnotes.kernels import tiled_attention
+from dlnotes.kernels.tiled_attention import attention_backward, attention_forward, attention_memory
+from dlnotes.transformer import scaled_dot_product_attention, scaled_dot_product_attention_backward
 from tests.parity import parity, torch
 
 COMPILED = os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
@@ -27,13 +23,14 @@ LONGEST = 150 if COMPILED else 40
 @pytest.fixture(params=[0, 1 << 30], ids=["tiles", "table"])
 def small(request, monkeypatch):
     "Each size by tiles, and by a table of all weights."
-    monkeypatch.setattr(dot_product, "_SMALL", request.param)
+    monkeypatch.setattr(tiled_attention, "_SMALL", request.param)
 
 
 def in_torch(grad, query, key, value, mask=None, is_causal=False, scale=None):
     "PyTorch's answer and gradients, in float64; its `is_causal` takes no mask besides."
-    tensors = [torch.tensor(a, dtype=torch.float64, requires_grad=True)
-               for a in (query, key, value)]
+    tensors = [
+        torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (query, key, value)
+    ]
     mask = None if mask is None else torch.tensor(mask)
     if is_causal:
         seen = torch.ones(query.shape[-2], key.shape[-2], dtype=bool).tril()
@@ -51,8 +48,10 @@ def in_torch(grad, query, key, value, mask=None, is_causal=False, scale=None):
 
 
 def ours(grad, *args, **options):
-    return [scaled_dot_product_attention(*args, **options),
-            *scaled_dot_product_attention_backward(grad, *args, **options)]
+    return [
+        scaled_dot_product_attention(*args, **options),
+        *scaled_dot_product_attention_backward(grad, *args, **options),
+    ]
 
 
 def numbers(rng, lead, queries, keys, e, ev, dtype=np.float64):
@@ -63,8 +62,12 @@ def numbers(rng, lead, queries, keys, e, ev, dtype=np.float64):
 
 def some_mask(rng, kind, lead, queries, keys):
     whole = (*lead, queries, keys)
-    shape = {"all": whole, "table": (queries, keys), "queries": (*lead, queries, 1),
-             "padding": (*lead[:1], *[1] * (len(whole) - 1 - len(lead[:1])), keys)}
+    shape = {
+        "all": whole,
+        "table": (queries, keys),
+        "queries": (*lead, queries, 1),
+        "padding": (*lead[:1], *[1] * (len(whole) - 1 - len(lead[:1])), keys),
+    }
     if kind is None:
         return None
     kind, form = kind
@@ -74,18 +77,32 @@ def some_mask(rng, kind, lead, queries, keys):
     return np.where(rng.random(shape[form]) < 0.8, mask, -np.inf)
 
 
-KINDS = st.one_of(st.none(), st.tuples(st.sampled_from(["bool", "float"]), st.sampled_from(
-    ["all", "table", "queries", "padding"])))
+KINDS = st.one_of(
+    st.none(),
+    st.tuples(
+        st.sampled_from(["bool", "float"]), st.sampled_from(["all", "table", "queries", "padding"])
+    ),
+)
 
 
 @parity
 @pytest.mark.kernel
-@settings(max_examples=EXAMPLES, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 2**32 - 1), lead=st.lists(st.integers(1, 3), max_size=3),
-       queries=st.integers(1, LONGEST), keys=st.integers(1, LONGEST), e=st.integers(1, 70),
-       ev=st.integers(1, 70), kind=KINDS, is_causal=st.booleans(),
-       scale=st.sampled_from([None, 0.3, -1.0, 0.0]))
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    lead=st.lists(st.integers(1, 3), max_size=3),
+    queries=st.integers(1, LONGEST),
+    keys=st.integers(1, LONGEST),
+    e=st.integers(1, 70),
+    ev=st.integers(1, 70),
+    kind=KINDS,
+    is_causal=st.booleans(),
+    scale=st.sampled_from([None, 0.3, -1.0, 0.0]),
+)
 def test_parity_with_torch(small, seed, lead, queries, keys, e, ev, kind, is_causal, scale):
     rng = np.random.default_rng(seed)
     if not COMPILED:
@@ -93,8 +110,9 @@ def test_parity_with_torch(small, seed, lead, queries, keys, e, ev, kind, is_cau
     grad, *args = numbers(rng, lead, queries, keys, e, ev)
     mask = some_mask(rng, kind, tuple(lead), queries, keys)
     options = {"is_causal": is_causal, "scale": scale}
-    for got, wanted in zip(ours(grad, *args, mask, **options),
-                           in_torch(grad, *args, mask, **options)):
+    for got, wanted in zip(
+        ours(grad, *args, mask, **options), in_torch(grad, *args, mask, **options)
+    ):
         assert got.shape == wanted.shape and got.dtype == np.float64
         assert abs(got - wanted).max() <= 1e-10
 
@@ -128,9 +146,9 @@ def test_nothing_is_read_outside(small, dtype):
                 laid = memory[1:-1]
                 inside.append(laid.transpose(0, 2, 1, 3) if heads_between else laid)
             grad, *args = inside
-            out, cache = _attention(*args)
+            out, cache = attention_forward(*args)
             wanted = ours(*plain)
-            for a, b in zip((out, *_attention_backward(grad, cache)), wanted):
+            for a, b in zip((out, *attention_backward(grad, cache)), wanted):
                 assert abs(a - b).max() < 100 * np.finfo(dtype).eps  # NumPy's products differ
 
 
@@ -140,15 +158,15 @@ def test_heads_beside_each_other_are_not_copied(small):
     rng = np.random.default_rng(0)
     grad, *args = [rng.standard_normal((2, 9, 3, 5)) for _ in range(4)]
     grad, *args = [a.transpose(0, 2, 1, 3) for a in (grad, *args)]
-    assert all(np.shares_memory(_memory(a), a) for a in args)
-    out, cache = _attention(*args)
-    results = [out, *_attention_backward(grad, cache)]
+    assert all(np.shares_memory(attention_memory(a), a) for a in args)
+    out, cache = attention_forward(*args)
+    results = [out, *attention_backward(grad, cache)]
     for got, wanted in zip(results, ours(grad, *args)):
         assert got.transpose(0, 2, 1, 3).flags.c_contiguous
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-13)
-    mixed, cache = _attention(args[0], *[np.ascontiguousarray(a) for a in args[1:]])
+    mixed, cache = attention_forward(args[0], *[np.ascontiguousarray(a) for a in args[1:]])
     np.testing.assert_allclose(mixed, out, rtol=0, atol=1e-13)
-    for got, wanted in zip(_attention_backward(np.ascontiguousarray(grad), cache), results[1:]):
+    for got, wanted in zip(attention_backward(np.ascontiguousarray(grad), cache), results[1:]):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-13)
 
 
@@ -194,8 +212,12 @@ def test_a_large_number_in_a_mask_is_no_infinity(small):
     "A row of -1e9 everywhere, as some masks have it, is a row of equal weights again."
     rng = np.random.default_rng(0)
     query, key, value = rng.standard_normal((3, 5, 4))
-    out = scaled_dot_product_attention(query.astype(np.float32) * 0, key.astype(np.float32),
-                                       value.astype(np.float32), np.full((5, 5), -1e9))
+    out = scaled_dot_product_attention(
+        query.astype(np.float32) * 0,
+        key.astype(np.float32),
+        value.astype(np.float32),
+        np.full((5, 5), -1e9),
+    )
     assert np.allclose(out, value.mean(0), rtol=0, atol=1e-6)
 
 
@@ -214,30 +236,54 @@ def test_empty(small, lead):
         scaled_dot_product_attention(*[np.ones((*lead, 3, 0))] * 3)
 
 
-GOOD = {"query": np.ones((2, 3, 4)), "key": np.ones((2, 5, 4)), "value": np.ones((2, 5, 6)),
-        "attn_mask": None, "is_causal": False, "scale": None}
+GOOD = {
+    "query": np.ones((2, 3, 4)),
+    "key": np.ones((2, 5, 4)),
+    "value": np.ones((2, 5, 6)),
+    "attn_mask": None,
+    "is_causal": False,
+    "scale": None,
+}
 
 
-@pytest.mark.parametrize("name, bad, error", [
-    ("query", np.ones(4), ValueError), ("query", np.ones((3, 3, 4)), ValueError),
-    ("query", np.ones((3, 4)), ValueError), ("query", "text", TypeError),
-    ("query", np.ones((2, 3, 4), complex), TypeError), ("query", [[1, 2], [3]], ValueError),
-    ("query", np.full((2, 3, 4), np.nan), ValueError), ("query", None, TypeError),
-    ("key", np.ones((2, 5, 3)), ValueError), ("key", np.ones((1, 5, 4)), ValueError),
-    ("key", np.ones((2, 5, 4), np.float32), TypeError), ("key", np.ones((5, 4)), ValueError),
-    ("key", np.full((2, 5, 4), np.inf), ValueError), ("key", np.ones(()), ValueError),
-    ("value", np.ones((2, 4, 6)), ValueError), ("value", np.ones((3, 5, 6)), ValueError),
-    ("value", np.ones((2, 5, 6), np.float32), TypeError),
-    ("value", np.full((2, 5, 6), -np.inf), ValueError),
-    ("attn_mask", np.ones((3, 4), bool), ValueError), ("attn_mask", "no", TypeError),
-    ("attn_mask", np.ones((3, 5), int), TypeError), ("attn_mask", np.full(5, np.inf), ValueError),
-    ("attn_mask", np.ones((1, 2, 3, 5), bool), ValueError),
-    ("attn_mask", np.full((3, 5), np.nan), ValueError),
-    ("attn_mask", np.ones((0, 5), bool), ValueError),
-    ("attn_mask", [[True], [1, 2]], ValueError),
-    ("is_causal", 1, TypeError), ("is_causal", None, TypeError), ("is_causal", "yes", TypeError),
-    ("scale", "1", TypeError), ("scale", np.nan, ValueError), ("scale", True, TypeError),
-    ("scale", np.inf, ValueError)])
+@pytest.mark.parametrize(
+    "name, bad, error",
+    [
+        ("query", np.ones(4), ValueError),
+        ("query", np.ones((3, 3, 4)), ValueError),
+        ("query", np.ones((3, 4)), ValueError),
+        ("query", "text", TypeError),
+        ("query", np.ones((2, 3, 4), complex), TypeError),
+        ("query", [[1, 2], [3]], ValueError),
+        ("query", np.full((2, 3, 4), np.nan), ValueError),
+        ("query", None, TypeError),
+        ("key", np.ones((2, 5, 3)), ValueError),
+        ("key", np.ones((1, 5, 4)), ValueError),
+        ("key", np.ones((2, 5, 4), np.float32), TypeError),
+        ("key", np.ones((5, 4)), ValueError),
+        ("key", np.full((2, 5, 4), np.inf), ValueError),
+        ("key", np.ones(()), ValueError),
+        ("value", np.ones((2, 4, 6)), ValueError),
+        ("value", np.ones((3, 5, 6)), ValueError),
+        ("value", np.ones((2, 5, 6), np.float32), TypeError),
+        ("value", np.full((2, 5, 6), -np.inf), ValueError),
+        ("attn_mask", np.ones((3, 4), bool), ValueError),
+        ("attn_mask", "no", TypeError),
+        ("attn_mask", np.ones((3, 5), int), TypeError),
+        ("attn_mask", np.full(5, np.inf), ValueError),
+        ("attn_mask", np.ones((1, 2, 3, 5), bool), ValueError),
+        ("attn_mask", np.full((3, 5), np.nan), ValueError),
+        ("attn_mask", np.ones((0, 5), bool), ValueError),
+        ("attn_mask", [[True], [1, 2]], ValueError),
+        ("is_causal", 1, TypeError),
+        ("is_causal", None, TypeError),
+        ("is_causal", "yes", TypeError),
+        ("scale", "1", TypeError),
+        ("scale", np.nan, ValueError),
+        ("scale", True, TypeError),
+        ("scale", np.inf, ValueError),
+    ],
+)
 def test_bad_input_names_the_argument(name, bad, error):
     args = {**GOOD, name: bad}
     with pytest.raises(error, match=name):
@@ -246,18 +292,19 @@ def test_bad_input_names_the_argument(name, bad, error):
         scaled_dot_product_attention_backward(np.ones((2, 3, 6)), **args)
 
 
-@pytest.mark.parametrize("bad", [np.ones((2, 3, 5)), np.ones((3, 6)), np.full((2, 3, 6), np.nan),
-                                 "text", None])
+@pytest.mark.parametrize(
+    "bad", [np.ones((2, 3, 5)), np.ones((3, 6)), np.full((2, 3, 6), np.nan), "text", None]
+)
 def test_bad_grad(bad):
     with pytest.raises((TypeError, ValueError), match="grad"):
         scaled_dot_product_attention_backward(bad, **GOOD)
 
 
 def test_grad_of_another_shape_in_a_layer():
-    cache = _attention(GOOD["query"], GOOD["key"], GOOD["value"])[1]
+    cache = attention_forward(GOOD["query"], GOOD["key"], GOOD["value"])[1]
     for bad in (np.ones((2, 3, 5)), np.ones((2, 3, 6), np.float32)):
         with pytest.raises(ValueError, match="grad"):
-            _attention_backward(bad, cache)
+            attention_backward(bad, cache)
 
 
 def test_lists_and_integers_count_as_float64():
@@ -313,7 +360,7 @@ def test_memory_grows_with_the_length_not_its_square():
         grad, *args = np.random.default_rng(0).standard_normal((4, 1, 1, n, 32), dtype=np.float32)
 
         def both():
-            _attention_backward(grad, _attention(*args)[1])
+            attention_backward(grad, attention_forward(*args)[1])
 
         tracemalloc.start()
         thread = threading.Thread(target=both)  # one that has kept no memory yet
@@ -338,23 +385,18 @@ def test_small_sizes_go_by_a_table():
     rng = np.random.default_rng(0)
     for queries, keys, table in [(64, 64, True), (1, 4096, True), (64, 65, False)]:
         _, query, key, value = numbers(rng, (1, 2), queries, keys, 3, 3)
-        assert isinstance(_attention(query, key, value)[1], dot_product._Table) is table
+        assert isinstance(attention_forward(query, key, value)[1], tiled_attention._Table) is table
 
 
 def test_masked_keys_at_the_end_are_skipped(monkeypatch):
     "Padding is cut off: what it holds is not even looked at."
-    monkeypatch.setattr(dot_product, "_SMALL", 0)
+    monkeypatch.setattr(tiled_attention, "_SMALL", 0)
     rng = np.random.default_rng(0)
     grad, query, key, value = numbers(rng, (2, 2), 9, 100, 8, 8)
     seen = np.arange(100) < np.array([70, 40])[:, None, None, None]
     clean = ours(grad, query, key, value, seen)
     for a in (key, value):
         a[1, :, 64:] = np.nan  # a block of its own
-    out, cache = _attention(query, key, value, seen)
-    for a, b in zip((out, *_attention_backward(grad, cache)), clean):
+    out, cache = attention_forward(query, key, value, seen)
+    for a, b in zip((out, *attention_backward(grad, cache)), clean):
         assert np.array_equal(a, b)
-
-
-def test_public_names():
-    assert dot_product.__all__ == ["scaled_dot_product_attention",
-                                   "scaled_dot_product_attention_backward"]

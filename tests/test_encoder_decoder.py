@@ -1,4 +1,5 @@
 """Encoder and decoder beyond their chapter: PyTorch, masks, beam search, bad input, seeds."""
+
 import pickle
 
 import numpy as np
@@ -6,12 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlnotes.activations import log_softmax
-from dlnotes.decoding import beam_search
-from dlnotes.encoder_decoder import Decoder, Encoder, Seq2Seq, greedy_decode
-from dlnotes.losses import CrossEntropyLoss
-from dlnotes.optim import AdamW
-from dlnotes.training import fit, load, save
+from dlnotes.encoder_decoder import Decoder, Encoder, Seq2Seq, beam_search, greedy_decode
+from dlnotes.mlp import CrossEntropyLoss, log_softmax
+from dlnotes.training import AdamW, fit, load, save
 from tests.parity import parity, torch
 
 KINDS = [("gru", False), ("gru", True), ("lstm", False), ("lstm", True)]
@@ -30,6 +28,7 @@ def model(cell="gru", bidirectional=False, seed=0, dtype=np.float64, vocab=6, sc
 
 class Torch(torch.nn.Module if torch else object):
     "The same, put together from PyTorch's own layers; the source is packed."
+
     def __init__(self, cell, bidirectional, v_src=7, v_tgt=6, e=3, h=4):
         super().__init__()
         kind, c = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[cell], h * (1 + bidirectional)
@@ -44,17 +43,19 @@ class Torch(torch.nn.Module if torch else object):
 
     def forward(self, src, tgt, lengths):
         packed = torch.nn.utils.rnn.pack_padded_sequence(
-            self.encoder.embedding(src), lengths, batch_first=True, enforce_sorted=False)
+            self.encoder.embedding(src), lengths, batch_first=True, enforce_sorted=False
+        )
         last = self.encoder.rnn(packed)[1]
         c = torch.cat(list(last[0] if self.lstm else last), dim=1)
         s = torch.tanh(self.decoder.bridge(c))[None]
-        x = torch.cat([self.decoder.embedding(tgt),
-                       c[:, None].expand(-1, tgt.shape[1], -1)], dim=2)
+        x = torch.cat([self.decoder.embedding(tgt), c[:, None].expand(-1, tgt.shape[1], -1)], dim=2)
         return self.decoder.head(
-            self.decoder.rnn(x, (s, torch.zeros_like(s)) if self.lstm else s)[0])
+            self.decoder.rnn(x, (s, torch.zeros_like(s)) if self.lstm else s)[0]
+        )
 
 
 # ---- the model
+
 
 @parity
 @pytest.mark.parametrize(("cell", "bidirectional"), KINDS)
@@ -62,8 +63,9 @@ def test_as_pytorch_forward_and_backward(cell, bidirectional):
     ours, theirs = model(cell, bidirectional), Torch(cell, bidirectional).double()
     theirs.load_state_dict({k: torch.tensor(v) for k, v in ours.state_dict().items()})
     logits = theirs(torch.tensor(SRC), torch.tensor(TGT), MASK.sum(axis=1).tolist())
-    value = torch.nn.functional.cross_entropy(logits.transpose(1, 2), torch.tensor(OUT),
-                                              ignore_index=0)
+    value = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), torch.tensor(OUT), ignore_index=0
+    )
     value.backward()
     loss = CrossEntropyLoss(ignore_index=0)
     answer, cache = ours.forward(SRC, TGT, MASK)
@@ -89,7 +91,7 @@ def test_padding_changes_nothing_and_steps_are_the_whole(cell, bidirectional, da
     whole = made(np.where(mask, src, 0), tgt, mask)
     assert abs(made(src, tgt, mask) - whole).max() < 1e-12  # whatever stands under the mask
     for i, n in enumerate(lengths):
-        assert abs(made(src[i:i + 1, :n], tgt[i:i + 1]) - whole[i]).max() < 1e-12
+        assert abs(made(src[i : i + 1, :n], tgt[i : i + 1]) - whole[i]).max() < 1e-12
     state = made.encode(src, mask)
     assert all(a.shape[0] == m for a in state)
     for k in range(t):
@@ -136,46 +138,67 @@ def test_learns_to_copy():
     rng = np.random.default_rng(0)
     words = rng.integers(3, 6, (200, 3))
     ends = np.full((200, 1), 2)
-    src, tgt_in, out = np.hstack([words, ends]), np.hstack([ends - 1, words]), np.hstack(
-        [words, ends])
+    src, tgt_in, out = (
+        np.hstack([words, ends]),
+        np.hstack([ends - 1, words]),
+        np.hstack([words, ends]),
+    )
     made = Seq2Seq(6, 6, 8, 24, rng=0)
-    history = fit(made, CrossEntropyLoss(ignore_index=0), AdamW(made.params, lr=1e-2),
-                  (src, tgt_in, src != 0), out, epochs=25, rng=0, progress=False)
+    history = fit(
+        made,
+        CrossEntropyLoss(ignore_index=0),
+        AdamW(made.params, lr=1e-2),
+        (src, tgt_in, src != 0),
+        out,
+        epochs=25,
+        rng=0,
+        progress=False,
+    )
     assert history.train_loss[-1] < 0.1
     assert (greedy_decode(made, src, max_length=6)[:, :4] == out).all(axis=1).mean() > 0.95
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), [
-    (([[]], [[1]]), ValueError, "src: expected whole numbers|src: expected at least one"),
-    ((np.zeros((2, 0), int), [[1], [1]]), ValueError, "src: expected at least one token"),
-    ((np.zeros((0, 2), int), np.zeros((0, 2), int)), ValueError, "src: expected at least one"),
-    (([[7]], [[1]]), ValueError, "src: expected tokens from 0 to 6, got 7 to 7"),
-    (([[-1]], [[1]]), ValueError, "src: expected tokens from 0 to 6, got -1"),
-    (([[3]], [[6]]), ValueError, "tgt: expected tokens from 0 to 5, got 6"),
-    (([[3]], np.zeros((1, 0), int)), ValueError, "tgt: expected at least one token"),
-    (([[3]], [[1], [1]]), ValueError, "tgt: expected 1 rows, as src has, got 2"),
-    (([3], [[1]]), ValueError, "src: expected whole numbers"),
-    (([[3.0]], [[1]]), ValueError, "src: expected whole numbers .* got float64"),
-    (([[3], [3, 4]], [[1], [1]]), ValueError, "src: expected an array, got rows of unequal"),
-    (([[3]], [[1]], [[True], [True, False]]), ValueError, "src_mask: expected an array, got rows"),
-    (([[3]], [[1]], [[1]]), TypeError, "src_mask: expected True and False, got dtype int64"),
-    (([[3]], [[1]], [[True, True]]), ValueError, r"src_mask: expected shape \(1, 1\)"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([[]], [[1]]), ValueError, "src: expected whole numbers|src: expected at least one"),
+        ((np.zeros((2, 0), int), [[1], [1]]), ValueError, "src: expected at least one token"),
+        ((np.zeros((0, 2), int), np.zeros((0, 2), int)), ValueError, "src: expected at least one"),
+        (([[7]], [[1]]), ValueError, "src: expected tokens from 0 to 6, got 7 to 7"),
+        (([[-1]], [[1]]), ValueError, "src: expected tokens from 0 to 6, got -1"),
+        (([[3]], [[6]]), ValueError, "tgt: expected tokens from 0 to 5, got 6"),
+        (([[3]], np.zeros((1, 0), int)), ValueError, "tgt: expected at least one token"),
+        (([[3]], [[1], [1]]), ValueError, "tgt: expected 1 rows, as src has, got 2"),
+        (([3], [[1]]), ValueError, "src: expected whole numbers"),
+        (([[3.0]], [[1]]), ValueError, "src: expected whole numbers .* got float64"),
+        (([[3], [3, 4]], [[1], [1]]), ValueError, "src: expected an array, got rows of unequal"),
+        (
+            ([[3]], [[1]], [[True], [True, False]]),
+            ValueError,
+            "src_mask: expected an array, got rows",
+        ),
+        (([[3]], [[1]], [[1]]), TypeError, "src_mask: expected True and False, got dtype int64"),
+        (([[3]], [[1]], [[True, True]]), ValueError, r"src_mask: expected shape \(1, 1\)"),
+    ],
+)
 def test_bad_input(arguments, error, message):
     with pytest.raises(error, match=message):
         model().forward(*arguments)
 
 
-@pytest.mark.parametrize(("settings", "error", "message"), [
-    ({"cell": "rnn"}, ValueError, "cell: expected 'gru' or 'lstm', got 'rnn'"),
-    ({"src_vocab": 0}, ValueError, "src_vocab: expected 1, 2"),
-    ({"tgt_vocab": 2.5}, TypeError, "tgt_vocab: expected an integer"),
-    ({"hidden_size": 0}, ValueError, "hidden_size|context_size|in_features"),
-    ({"embedding_dim": -1}, ValueError, "embedding_dim"),
-    ({"bidirectional": "yes"}, TypeError, "bidirectional: expected True or False"),
-    ({"dtype": np.int64}, TypeError, "dtype: expected float32 or float64"),
-    ({"rng": "now"}, TypeError, "rng: expected a Generator"),
-])
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"cell": "rnn"}, ValueError, "cell: expected 'gru' or 'lstm', got 'rnn'"),
+        ({"src_vocab": 0}, ValueError, "src_vocab: expected 1 or more"),
+        ({"tgt_vocab": 2.5}, TypeError, "tgt_vocab: expected a whole number"),
+        ({"hidden_size": 0}, ValueError, "hidden_size|context_size|in_features"),
+        ({"embedding_dim": -1}, ValueError, "embedding_dim"),
+        ({"bidirectional": "yes"}, TypeError, "bidirectional: expected True or False"),
+        ({"dtype": np.int64}, TypeError, "dtype: expected float32 or float64"),
+        ({"rng": "now"}, TypeError, "rng: expected a Generator"),
+    ],
+)
 def test_bad_settings(settings, error, message):
     with pytest.raises(error, match=message):
         Seq2Seq(**({"src_vocab": 5, "tgt_vocab": 5} | settings))
@@ -219,8 +242,16 @@ def test_halves_draw_each_part_anew_and_refuse_what_does_not_fit():
 def test_states_and_tokens_of_a_step_are_refused(cell, bidirectional):
     made = model(cell, bidirectional)
     state = made.encode(SRC)
-    for wrong in (None, 5, (), state[:1], state + state, tuple(a[0] for a in state),
-                  (state[0][:2], *state[1:]), tuple(a.astype("f4") for a in state)):
+    for wrong in (
+        None,
+        5,
+        (),
+        state[:1],
+        state + state,
+        tuple(a[0] for a in state),
+        (state[0][:2], *state[1:]),
+        tuple(a.astype("f4") for a in state),
+    ):
         with pytest.raises(ValueError, match="^state: expected what encode or step gave"):
             made.step([1, 2, 3], wrong)
     for wrong in ([1, 2], 3, [[1], [2], [3]], [1.0, 2, 3], [[1], [2, 3]], None):
@@ -236,8 +267,10 @@ def test_words_for_the_model():
 
 # ---- decoding
 
+
 class Table:
     "A model whose next token depends on the last one and on the source's first."
+
     def __init__(self, seed, vocab, sources=3):
         self.logits = np.random.default_rng(seed).normal(0, 2, (sources, vocab, vocab))
 
@@ -257,8 +290,9 @@ def plain_beam(model, src, size, steps, alpha, end=2):
         grown = []
         for score, tokens, state in live:
             logits, after = model.step(np.array(tokens[-1:]), state)
-            grown += [(score + p, [*tokens, k], after)
-                      for k, p in enumerate(log_softmax(logits[0]))]
+            grown += [
+                (score + p, [*tokens, k], after) for k, p in enumerate(log_softmax(logits[0]))
+            ]
         grown.sort(key=lambda g: -g[0])
         done += [g for g in grown[:size] if g[1][-1] == end]
         live = [g for g in grown if g[1][-1] != end][:size]
@@ -279,33 +313,45 @@ def all_answers(model, src, steps, vocab, end=2):
                 todo.append((score + p, [*tokens, k], after))
 
 
-@given(seed=st.integers(0, 999), vocab=st.integers(3, 6), size=st.integers(1, 9),
-       steps=st.integers(1, 6), alpha=st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+@given(
+    seed=st.integers(0, 999),
+    vocab=st.integers(3, 6),
+    size=st.integers(1, 9),
+    steps=st.integers(1, 6),
+    alpha=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+)
 @settings(max_examples=120, deadline=None)
 def test_beams_are_those_of_the_definition(seed, vocab, size, steps, alpha):
     table, src = Table(seed, vocab), np.array([[0], [1], [2]])
     ids, scores = beam_search(table, src, beam_size=size, max_length=steps, length_penalty=alpha)
     assert ids.dtype == np.int64 and scores.dtype == np.float64 and ids.shape[1] <= steps
     for i in range(3):
-        tokens, score = plain_beam(table, src[i:i + 1], size, steps, alpha)
+        tokens, score = plain_beam(table, src[i : i + 1], size, steps, alpha)
         assert abs(score - scores[i]) < 1e-9
         assert ids[i].tolist() == tokens + [0] * (ids.shape[1] - len(tokens))
 
 
-@given(seed=st.integers(0, 999), vocab=st.integers(3, 4), steps=st.integers(1, 4),
-       alpha=st.sampled_from([0.0, 1.0]))
+@given(
+    seed=st.integers(0, 999),
+    vocab=st.integers(3, 4),
+    steps=st.integers(1, 4),
+    alpha=st.sampled_from([0.0, 1.0]),
+)
 @settings(max_examples=40, deadline=None)
 def test_a_beam_wide_enough_finds_the_best_of_all(seed, vocab, steps, alpha):
     table, src = Table(seed, vocab), np.array([[0], [1], [2]])
-    ids, scores = beam_search(table, src, beam_size=vocab**steps, max_length=steps,
-                              length_penalty=alpha)
+    ids, scores = beam_search(
+        table, src, beam_size=vocab**steps, max_length=steps, length_penalty=alpha
+    )
     for i in range(3):
-        answers = [(score / len(t) ** alpha, t)
-                   for score, t in all_answers(table, src[i:i + 1], steps, vocab)]
+        answers = [
+            (score / len(t) ** alpha, t)
+            for score, t in all_answers(table, src[i : i + 1], steps, vocab)
+        ]
         best = max(score for score, _ in answers)
         tied = [t for score, t in answers if best - score < 1e-9]
         assert abs(best - scores[i]) < 1e-9
-        assert any(ids[i][:len(t)].tolist() == t and not ids[i][len(t):].any() for t in tied)
+        assert any(ids[i][: len(t)].tolist() == t and not ids[i][len(t) :].any() for t in tied)
 
 
 @given(seed=st.integers(0, 999), cell=st.sampled_from(["gru", "lstm"]), alpha=st.floats(0, 3))
@@ -325,9 +371,9 @@ def test_a_beam_of_one_is_greedy(seed, cell, alpha):
 def test_after_the_end_there_is_padding_and_nothing_longer_than_allowed():
     table = Table(0, 5)
     table.logits[:] = -9
-    table.logits[0, :, 2] = 9           # ends at once
+    table.logits[0, :, 2] = 9  # ends at once
     table.logits[1, 1, 3] = table.logits[1, 3, 2] = 9
-    table.logits[2, :, 4] = 9           # never ends
+    table.logits[2, :, 4] = 9  # never ends
     src = np.array([[0], [1], [2]])
     wanted = [[2, 0, 0], [3, 2, 0], [4, 4, 4]]
     assert greedy_decode(table, src, max_length=3).tolist() == wanted
@@ -351,7 +397,7 @@ def test_rows_do_not_depend_on_their_neighbours():
     ids, scores = beam_search(made, SRC, MASK, beam_size=5, max_length=6)
     for i in range(3):
         n = MASK[i].sum()
-        alone, score = beam_search(made, SRC[i:i + 1, :n], beam_size=5, max_length=6)
+        alone, score = beam_search(made, SRC[i : i + 1, :n], beam_size=5, max_length=6)
         assert abs(score[0] - scores[i]) < 1e-12
         assert ids[i].tolist() == alone[0].tolist() + [0] * (ids.shape[1] - alone.shape[1])
 
@@ -377,18 +423,21 @@ def test_tokens_can_be_forbidden(decode):
             decode(table, src)
 
 
-@pytest.mark.parametrize(("decode", "options", "error", "message"), [
-    (greedy_decode, {"max_length": 0}, ValueError, "max_length: expected 1 or more"),
-    (greedy_decode, {"start": -1}, ValueError, "start: expected 0 or more"),
-    (greedy_decode, {"start": 6}, ValueError, "tokens: expected tokens from 0 to 5"),
-    (greedy_decode, {"end": 1.5}, TypeError, "end: expected a whole number"),
-    (beam_search, {"beam_size": 0}, ValueError, "beam_size: expected 1 or more"),
-    (beam_search, {"beam_size": 2.0}, TypeError, "beam_size: expected a whole number"),
-    (beam_search, {"max_length": 0}, ValueError, "max_length: expected 1 or more"),
-    (beam_search, {"length_penalty": -1}, ValueError, "length_penalty: expected a number"),
-    (beam_search, {"length_penalty": float("nan")}, ValueError, "length_penalty"),
-    (beam_search, {"start": 6}, ValueError, "tokens: expected tokens from 0 to 5"),
-])
+@pytest.mark.parametrize(
+    ("decode", "options", "error", "message"),
+    [
+        (greedy_decode, {"max_length": 0}, ValueError, "max_length: expected 1 or more"),
+        (greedy_decode, {"start": -1}, ValueError, "start: expected 0 or more"),
+        (greedy_decode, {"start": 6}, ValueError, "tokens: expected tokens from 0 to 5"),
+        (greedy_decode, {"end": 1.5}, TypeError, "end: expected a whole number"),
+        (beam_search, {"beam_size": 0}, ValueError, "beam_size: expected 1 or more"),
+        (beam_search, {"beam_size": 2.0}, TypeError, "beam_size: expected a whole number"),
+        (beam_search, {"max_length": 0}, ValueError, "max_length: expected 1 or more"),
+        (beam_search, {"length_penalty": -1}, ValueError, "length_penalty: expected a number"),
+        (beam_search, {"length_penalty": float("nan")}, ValueError, "length_penalty"),
+        (beam_search, {"start": 6}, ValueError, "tokens: expected tokens from 0 to 5"),
+    ],
+)
 def test_bad_options(decode, options, error, message):
     with pytest.raises(error, match=message):
         decode(model(), SRC, MASK, **options)
@@ -405,6 +454,7 @@ def test_bad_sources(decode):
 
 class Sure:
     "Sure, at each step, of one token more until there are `n`, and then of the end."
+
     def __init__(self, n):
         self.n = n
 

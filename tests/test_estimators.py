@@ -1,4 +1,5 @@
 """The estimators beyond their appendix: scikit-learn's checks, bad input, copies, processes."""
+
 import copy
 import pickle
 import warnings
@@ -17,12 +18,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
-from dlnotes.estimators import MLPClassifier, MLPRegressor
+from dlnotes.estimators.multilayer import MLPClassifier, MLPRegressor
 
 BOTH = [MLPClassifier, MLPRegressor]
 DTYPES = [np.float32, np.float64]
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::sklearn.exceptions.ConvergenceWarning")      # scikit-learn's checks train for long
+    "ignore::sklearn.exceptions.ConvergenceWarning"
+)  # scikit-learn's checks train for long
 
 
 def task(m=80, seed=0, dtype=np.float64):
@@ -33,17 +35,30 @@ def task(m=80, seed=0, dtype=np.float64):
 
 
 def quick(kind, **settings):
-    return kind(**{"hidden_layer_sizes": (16,), "learning_rate_init": 0.02, "max_iter": 40,
-                   "random_state": 0, **settings})
+    return kind(
+        **{
+            "hidden_layer_sizes": (16,),
+            "learning_rate_init": 0.02,
+            "max_iter": 40,
+            "random_state": 0,
+            **settings,
+        }
+    )
 
 
 # --- scikit-learn's own checks
 
-@parametrize_with_checks([
-    MLPClassifier(random_state=0), MLPRegressor(random_state=0),
-    MLPClassifier((8,), early_stopping=True, learning_rate_init=0.01, random_state=0),
-    MLPRegressor((8, 8), activation="gelu", early_stopping=True, learning_rate_init=0.01,
-                 random_state=0)])
+
+@parametrize_with_checks(
+    [
+        MLPClassifier(random_state=0),
+        MLPRegressor(random_state=0),
+        MLPClassifier((8,), early_stopping=True, learning_rate_init=0.01, random_state=0),
+        MLPRegressor(
+            (8, 8), activation="gelu", early_stopping=True, learning_rate_init=0.01, random_state=0
+        ),
+    ]
+)
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
 
@@ -57,6 +72,7 @@ def test_no_check_is_skipped_or_failed(kind):
 
 
 # --- learning
+
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -120,12 +136,15 @@ def test_as_good_as_scikit_learns():
     X, y = make_regression(300, 5, noise=5, random_state=0)
     X, y = StandardScaler().fit_transform(X), y / y.std()
     same = dict(hidden_layer_sizes=(30,), learning_rate_init=0.01, batch_size=32, max_iter=60)
-    ours, theirs = (kind(**same, random_state=0).fit(X[::2], y[::2]).score(X[1::2], y[1::2])
-                    for kind in (MLPRegressor, SklearnMLPRegressor))
+    ours, theirs = (
+        kind(**same, random_state=0).fit(X[::2], y[::2]).score(X[1::2], y[1::2])
+        for kind in (MLPRegressor, SklearnMLPRegressor)
+    )
     assert ours > 0.95 and ours > theirs - 0.02
 
 
 # --- when it ends
+
 
 @pytest.mark.filterwarnings("error")
 def test_warned_only_if_it_was_not_done():
@@ -151,7 +170,7 @@ def test_early_stopping_uses_data_set_aside():
 @pytest.mark.kernel
 def test_early_stopping_with_few_of_a_class():
     X, y = task(30)
-    y[0] = 2        # once only: no split can have it on both sides
+    y[0] = 2  # once only: no split can have it on both sides
     model = quick(MLPClassifier, early_stopping=True, max_iter=5).fit(X, y)
     assert model.predict_proba(X).shape == (30, 3)
 
@@ -169,11 +188,12 @@ def test_partial_fit_goes_on():
         whole = quick(kind, shuffle=False, max_iter=5).fit(X, y)
         assert model.n_iter_ == 5 and len(model.loss_curve_) == 5
         np.testing.assert_array_equal(model.predict(X), whole.predict(X))
-        model.fit(X, y)     # begins anew
+        model.fit(X, y)  # begins anew
         assert model.n_iter_ == len(model.loss_curve_) <= 40
 
 
 # --- seeds, copies, threads, processes
+
 
 def weights(model):
     return np.concatenate([w.ravel() for w in model.model_.params.values()])
@@ -183,13 +203,16 @@ def weights(model):
 @pytest.mark.parametrize("kind", BOTH)
 def test_the_same_seed_gives_the_same_weights(kind):
     X, y = task(40)
+
     def trained(seed, **settings):
         return weights(quick(kind, max_iter=3, random_state=seed, **settings).fit(X, y))
+
     for settings in ({}, {"early_stopping": True}):
         np.testing.assert_array_equal(trained(1, **settings), trained(1, **settings))
         assert (trained(1, **settings) != trained(2, **settings)).any()
-    np.testing.assert_array_equal(trained(np.random.default_rng(1)),
-                                  trained(np.random.default_rng(1)))
+    np.testing.assert_array_equal(
+        trained(np.random.default_rng(1)), trained(np.random.default_rng(1))
+    )
     np.testing.assert_array_equal(trained(np.random.RandomState(1)), trained(1))
     assert (trained(None) != trained(None)).any()
 
@@ -225,23 +248,34 @@ def test_several_processes_and_threads():
     with ThreadPoolExecutor(4) as pool:
         for answer in pool.map(predictions, [model] * 8, [X] * 8):
             np.testing.assert_array_equal(answer, expected)
-        fitted = list(pool.map(lambda seed: weights(quick(
-            MLPClassifier, max_iter=5, random_state=seed).fit(X, y)), [0, 1, 0, 1]))
+        fitted = list(
+            pool.map(
+                lambda seed: weights(quick(MLPClassifier, max_iter=5, random_state=seed).fit(X, y)),
+                [0, 1, 0, 1],
+            )
+        )
     np.testing.assert_allclose(fitted[0], fitted[2], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(fitted[1], weights(quick(
-        MLPClassifier, max_iter=5, random_state=1).fit(X, y)), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        fitted[1],
+        weights(quick(MLPClassifier, max_iter=5, random_state=1).fit(X, y)),
+        rtol=0,
+        atol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_pipelines_and_grid_searches(jobs):
     cancer = load_breast_cancer()
-    pipeline = make_pipeline(StandardScaler(), MLPClassifier(
-        max_iter=40, learning_rate_init=0.01, random_state=0))
-    grid = {"mlpclassifier__hidden_layer_sizes": [(4,), (8, 8)],
-            "mlpclassifier__activation": ["relu", "tanh"]}
+    pipeline = make_pipeline(
+        StandardScaler(), MLPClassifier(max_iter=40, learning_rate_init=0.01, random_state=0)
+    )
+    grid = {
+        "mlpclassifier__hidden_layer_sizes": [(4,), (8, 8)],
+        "mlpclassifier__activation": ["relu", "tanh"],
+    }
     search = GridSearchCV(pipeline, grid, cv=3, n_jobs=jobs)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")      # joblib's, of processes
+        warnings.simplefilter("ignore")  # joblib's, of processes
         search.fit(cancer.data, cancer.target)
         scores = cross_val_score(search.best_estimator_, cancer.data, cancer.target, n_jobs=jobs)
     assert search.best_score_ > 0.95 and scores.mean() > 0.95
@@ -249,33 +283,45 @@ def test_pipelines_and_grid_searches(jobs):
 
 # --- what is refused
 
+
 @pytest.mark.kernel
 @pytest.mark.parametrize("kind", BOTH)
-@pytest.mark.parametrize("settings, error, words", [
-    (dict(hidden_layer_sizes=0), ValueError, "^hidden_layer_sizes: expected 1 or more, got 0"),
-    (dict(hidden_layer_sizes=(3, -1)), ValueError, "^hidden_layer_sizes: "),
-    (dict(hidden_layer_sizes=(2.5,)), TypeError, "^hidden_layer_sizes: expected a whole number"),
-    (dict(hidden_layer_sizes="64"), TypeError, "^hidden_layer_sizes: "),
-    (dict(hidden_layer_sizes=None), TypeError, "^hidden_layer_sizes: "),
-    (dict(hidden_layer_sizes=[[3, 4]]), ValueError, "^hidden_layer_sizes: expected a number or"),
-    (dict(activation="swish"), ValueError, "^activation: expected one of .*, got 'swish'"),
-    (dict(activation=["relu"]), ValueError, "^activation: "),
-    (dict(learning_rate_init=-1), ValueError, "^learning_rate_init: "),
-    (dict(learning_rate_init="x"), TypeError, "^learning_rate_init: "),
-    (dict(weight_decay=-1), ValueError, "^weight_decay: "),
-    (dict(batch_size=0), ValueError, "^batch_size: "),
-    (dict(batch_size="auto"), TypeError, "^batch_size: "),
-    (dict(max_iter=0), ValueError, "^max_iter: "),
-    (dict(max_iter=1.5), TypeError, "^max_iter: "),
-    (dict(tol=-1e-3), ValueError, "^tol: "),
-    (dict(n_iter_no_change=0), ValueError, "^n_iter_no_change: "),
-    (dict(shuffle=1), TypeError, "^shuffle: expected True or False"),
-    (dict(early_stopping="yes"), TypeError, "^early_stopping: "),
-    (dict(verbose=None), TypeError, "^verbose: "),
-    (dict(validation_fraction=0), ValueError, "^validation_fraction: "),
-    (dict(validation_fraction=1.0), ValueError, "^validation_fraction: "),
-    (dict(random_state="a"), ValueError, "seed"),
-])
+@pytest.mark.parametrize(
+    "settings, error, words",
+    [
+        (dict(hidden_layer_sizes=0), ValueError, "^hidden_layer_sizes: expected 1 or more, got 0"),
+        (dict(hidden_layer_sizes=(3, -1)), ValueError, "^hidden_layer_sizes: "),
+        (
+            dict(hidden_layer_sizes=(2.5,)),
+            TypeError,
+            "^hidden_layer_sizes: expected a whole number",
+        ),
+        (dict(hidden_layer_sizes="64"), TypeError, "^hidden_layer_sizes: "),
+        (dict(hidden_layer_sizes=None), TypeError, "^hidden_layer_sizes: "),
+        (
+            dict(hidden_layer_sizes=[[3, 4]]),
+            ValueError,
+            "^hidden_layer_sizes: expected a number or",
+        ),
+        (dict(activation="swish"), ValueError, "^activation: expected one of .*, got 'swish'"),
+        (dict(activation=["relu"]), ValueError, "^activation: "),
+        (dict(learning_rate_init=-1), ValueError, "^learning_rate_init: "),
+        (dict(learning_rate_init="x"), TypeError, "^learning_rate_init: "),
+        (dict(weight_decay=-1), ValueError, "^weight_decay: "),
+        (dict(batch_size=0), ValueError, "^batch_size: "),
+        (dict(batch_size="auto"), TypeError, "^batch_size: "),
+        (dict(max_iter=0), ValueError, "^max_iter: "),
+        (dict(max_iter=1.5), TypeError, "^max_iter: "),
+        (dict(tol=-1e-3), ValueError, "^tol: "),
+        (dict(n_iter_no_change=0), ValueError, "^n_iter_no_change: "),
+        (dict(shuffle=1), TypeError, "^shuffle: expected True or False"),
+        (dict(early_stopping="yes"), TypeError, "^early_stopping: "),
+        (dict(verbose=None), TypeError, "^verbose: "),
+        (dict(validation_fraction=0), ValueError, "^validation_fraction: "),
+        (dict(validation_fraction=1.0), ValueError, "^validation_fraction: "),
+        (dict(random_state="a"), ValueError, "seed"),
+    ],
+)
 def test_wrong_settings(kind, settings, error, words):
     X, y = task(10)
     with pytest.raises(error, match=words):
@@ -286,11 +332,21 @@ def test_wrong_settings(kind, settings, error, words):
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("kind", BOTH)
-@pytest.mark.parametrize("change", [
-    lambda X, y: (X[:0], y[:0]), lambda X, y: (X, y[:5]), lambda X, y: (X * np.nan, y),
-    lambda X, y: (X * np.inf, y), lambda X, y: (X[0], y), lambda X, y: (X[None], y),
-    lambda X, y: (X.astype(complex), y), lambda X, y: (X, y * np.nan), lambda X, y: (X, None),
-    lambda X, y: (X[:, :0], y)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda X, y: (X[:0], y[:0]),
+        lambda X, y: (X, y[:5]),
+        lambda X, y: (X * np.nan, y),
+        lambda X, y: (X * np.inf, y),
+        lambda X, y: (X[0], y),
+        lambda X, y: (X[None], y),
+        lambda X, y: (X.astype(complex), y),
+        lambda X, y: (X, y * np.nan),
+        lambda X, y: (X, None),
+        lambda X, y: (X[:, :0], y),
+    ],
+)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_wrong_data(kind, change):
     with pytest.raises(ValueError):

@@ -1,4 +1,5 @@
 """First weights, clipping and normalisation beyond their chapter: PyTorch, bad input, threads."""
+
 import copy
 import math
 import pickle
@@ -10,23 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlnotes import gradients
-from dlnotes.checking import numerical_grad
 from dlnotes.cnn import Conv2d
+from dlnotes.core.checking import check_gradients, numerical_grad
+from dlnotes.core.execution import num_threads, set_num_threads
+from dlnotes.core.layers import Sequential, summary
 from dlnotes.gradients import (
     BatchNorm,
     LayerNorm,
-    clip_grad_norm,
     kaiming_normal,
     kaiming_uniform,
     orthogonal,
     xavier_normal,
     xavier_uniform,
 )
-from dlnotes.losses import CrossEntropyLoss
-from dlnotes.mlp import Linear, ReLU, Sequential, check_gradients, summary
-from dlnotes.optim import SGD
-from dlnotes.threads import num_threads, set_num_threads
-from dlnotes.training import evaluate, fit, load, save
+from dlnotes.mlp import CrossEntropyLoss, Linear, ReLU
+from dlnotes.training import SGD, clip_grad_norm, evaluate, fit, load, save
 
 DTYPES = [np.float32, np.float64]
 DRAWS = [xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform, orthogonal]
@@ -46,8 +45,9 @@ def test_xavier_is_that_of_pytorch(shape, gain):
     torch.nn.init.xavier_uniform_(theirs, gain)
     n_in, n_out = torch.nn.init._calculate_fan_in_and_fan_out(theirs)
     assert gradients._fans(shape) == (n_in, n_out)
-    even, normal = (f(shape, gain, rng=1, dtype=np.float64)
-                    for f in (xavier_uniform, xavier_normal))
+    even, normal = (
+        f(shape, gain, rng=1, dtype=np.float64) for f in (xavier_uniform, xavier_normal)
+    )
     bound = gain * math.sqrt(6 / (n_in + n_out))
     # the largest of at least 12,000 even draws is nearer to the bound than 0.2%
     assert 0.998 * bound < abs(even).max() <= bound and abs(theirs).max() <= bound
@@ -60,32 +60,44 @@ def test_xavier_is_that_of_pytorch(shape, gain):
 
 @pytest.mark.parametrize("shape", SIZES)
 @pytest.mark.parametrize("mode", ["fan_in", "fan_out"])
-@pytest.mark.parametrize("nonlinearity,a", [("linear", 0), ("sigmoid", 0), ("tanh", 0), ("relu", 0),
-                                            ("leaky_relu", 0), ("leaky_relu", 0.3),
-                                            ("leaky_relu", -2)])
+@pytest.mark.parametrize(
+    "nonlinearity,a",
+    [
+        ("linear", 0),
+        ("sigmoid", 0),
+        ("tanh", 0),
+        ("relu", 0),
+        ("leaky_relu", 0),
+        ("leaky_relu", 0.3),
+        ("leaky_relu", -2),
+    ],
+)
 def test_kaiming_is_that_of_pytorch(shape, mode, nonlinearity, a):
     torch = pytest.importorskip("torch")
     gain = torch.nn.init.calculate_gain(nonlinearity, a)
     fan = torch.nn.init._calculate_correct_fan(torch.empty(shape), mode)
     settings = (a, mode, nonlinearity)
-    even, normal = (f(shape, *settings, rng=2, dtype=np.float64)
-                    for f in (kaiming_uniform, kaiming_normal))
+    even, normal = (
+        f(shape, *settings, rng=2, dtype=np.float64) for f in (kaiming_uniform, kaiming_normal)
+    )
     bound = gain * math.sqrt(3 / fan)
     assert 0.998 * bound < abs(even).max() <= bound
     for draw in (even, normal):
         np.testing.assert_allclose(draw.var(), bound**2 / 3, rtol=0.07)
 
 
-@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4), (1, 6), (6, 1), (4, 2, 3, 3),
-                                   (20, 2, 3)])
+@pytest.mark.parametrize(
+    "shape", [(5, 3), (3, 5), (4, 4), (1, 6), (6, 1), (4, 2, 3, 3), (20, 2, 3)]
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_orthogonal_is_orthogonal(shape, dtype):
     a = orthogonal(shape, 1.5, rng=3, dtype=dtype)
     assert a.shape == shape and a.dtype == dtype and a.flags.c_contiguous
     flat = a.reshape(shape[0], -1).astype(np.float64)
     gram = flat @ flat.T if flat.shape[0] <= flat.shape[1] else flat.T @ flat
-    np.testing.assert_allclose(gram, 2.25 * np.eye(len(gram)), rtol=0,
-                               atol=50 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        gram, 2.25 * np.eye(len(gram)), rtol=0, atol=50 * np.finfo(dtype).eps
+    )
 
 
 def test_orthogonal_favours_no_sign():
@@ -108,12 +120,22 @@ def test_draws_follow_the_seed_and_the_dtype(draw):
 
 
 @pytest.mark.parametrize("draw", DRAWS)
-@pytest.mark.parametrize("arguments,named", [
-    (dict(shape=(3,)), "shape"), (dict(shape=()), "shape"), (dict(shape=5), "shape"),
-    (dict(shape=(3, 0)), "shape"), (dict(shape=(3, -1)), "shape"), (dict(shape=(3, 2.0)), "shape"),
-    (dict(shape="ab"), "shape"), (dict(shape=(3, 2), rng="x"), "rng"),
-    (dict(shape=(3, 2), rng=-1), "rng"), (dict(shape=(3, 2), dtype=np.int32), "dtype"),
-    (dict(shape=(3, 2), dtype=np.float16), "dtype")])
+@pytest.mark.parametrize(
+    "arguments,named",
+    [
+        (dict(shape=(3,)), "shape"),
+        (dict(shape=()), "shape"),
+        (dict(shape=5), "shape"),
+        (dict(shape=(3, 0)), "shape"),
+        (dict(shape=(3, -1)), "shape"),
+        (dict(shape=(3, 2.0)), "shape"),
+        (dict(shape="ab"), "shape"),
+        (dict(shape=(3, 2), rng="x"), "rng"),
+        (dict(shape=(3, 2), rng=-1), "rng"),
+        (dict(shape=(3, 2), dtype=np.int32), "dtype"),
+        (dict(shape=(3, 2), dtype=np.float16), "dtype"),
+    ],
+)
 def test_draws_refuse(draw, arguments, named):
     with pytest.raises((ValueError, TypeError), match=named):
         draw(**arguments)
@@ -127,8 +149,17 @@ def test_gain_is_a_number(draw, gain):
 
 
 @pytest.mark.parametrize("draw", [kaiming_normal, kaiming_uniform])
-@pytest.mark.parametrize("name,value", [("a", np.nan), ("a", "x"), ("mode", "fan"), ("mode", None),
-                                        ("nonlinearity", "softmax"), ("nonlinearity", 3)])
+@pytest.mark.parametrize(
+    "name,value",
+    [
+        ("a", np.nan),
+        ("a", "x"),
+        ("mode", "fan"),
+        ("mode", None),
+        ("nonlinearity", "softmax"),
+        ("nonlinearity", 3),
+    ],
+)
 def test_kaiming_refuses(draw, name, value):
     with pytest.raises((ValueError, TypeError), match=name):
         draw((3, 2), **{name: value})
@@ -136,10 +167,13 @@ def test_kaiming_refuses(draw, name, value):
 
 # --- clipping
 
+
 def some_grads(seed=0, scale=1.0, dtype=np.float64):
     rng = np.random.default_rng(seed)
-    return {name: np.asarray(scale * rng.normal(size=shape), dtype)
-            for name, shape in {"w": (7, 5), "b": (5,), "k": (2, 3, 2, 2), "s": ()}.items()}
+    return {
+        name: np.asarray(scale * rng.normal(size=shape), dtype)
+        for name, shape in {"w": (7, 5), "b": (5,), "k": (2, 3, 2, 2), "s": ()}.items()
+    }
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 1e-3, 1.0, 7.0, 1e3, np.inf])
@@ -161,8 +195,12 @@ def test_clipping_is_that_of_pytorch(max_norm, scale):
 
 @pytest.mark.kernel
 @settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 1000), power=st.integers(-30, 30), dtype=st.sampled_from(DTYPES),
-       limit=st.floats(1e-3, 1e3))
+@given(
+    seed=st.integers(0, 1000),
+    power=st.integers(-30, 30),
+    dtype=st.sampled_from(DTYPES),
+    limit=st.floats(1e-3, 1e3),
+)
 def test_clipping_keeps_the_direction(seed, power, dtype, limit):
     grads = some_grads(seed, 10.0**power, dtype)
     before = {name: g.astype(np.float64) for name, g in grads.items()}
@@ -207,8 +245,18 @@ def test_clipping_of_other_layouts_and_of_nothing():
     assert clip_grad_norm({}, 1.0) == 0 and clip_grad_norm({"a": np.zeros(3)}, 1.0) == 0
 
 
-@pytest.mark.parametrize("grads", [None, [np.ones(2)], {"a": [1.0]}, {"a": None}, {"a": 1.0},
-                                   {"a": np.ones(2, np.int64)}, {"a": np.ones(2, np.float16)}])
+@pytest.mark.parametrize(
+    "grads",
+    [
+        None,
+        [np.ones(2)],
+        {"a": [1.0]},
+        {"a": None},
+        {"a": 1.0},
+        {"a": np.ones(2, np.int64)},
+        {"a": np.ones(2, np.float16)},
+    ],
+)
 def test_clipping_refuses_what_is_no_gradient(grads):
     with pytest.raises(TypeError, match="grads"):
         clip_grad_norm(grads, 1.0)
@@ -232,12 +280,18 @@ def test_clipping_changes_nothing_if_one_cannot_be():
 
 # --- batch normalisation
 
+
 def torch_batch_norm(layer, dims):
     torch = pytest.importorskip("torch")
-    kind = {2: torch.nn.BatchNorm1d, 3: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d,
-            5: torch.nn.BatchNorm3d}[dims]
-    theirs = kind(layer.num_features, layer.eps, layer.momentum, bool(layer.params),
-                  bool(layer.buffers)).double()
+    kind = {
+        2: torch.nn.BatchNorm1d,
+        3: torch.nn.BatchNorm1d,
+        4: torch.nn.BatchNorm2d,
+        5: torch.nn.BatchNorm3d,
+    }[dims]
+    theirs = kind(
+        layer.num_features, layer.eps, layer.momentum, bool(layer.params), bool(layer.buffers)
+    ).double()
     theirs.load_state_dict({k: torch.tensor(v) for k, v in layer.state_dict().items()})
     return theirs.train(layer.training)
 
@@ -271,9 +325,14 @@ def batches(draw):
     channels, rng = draw(st.integers(1, 7)), np.random.default_rng(draw(st.integers(0, 2**20)))
     pixels = [draw(st.integers(1, 7)) for _ in range(dims - 2)]
     sizes = [draw(st.integers(2, 9)) for _ in range(3)]
-    layer = BatchNorm(channels, draw(st.sampled_from([1e-5, 0.1, 1e-3])),
-                      draw(st.sampled_from([0.1, None, 0.0, 1.0, 0.37])), draw(st.booleans()),
-                      draw(st.booleans()), dtype=np.float64)
+    layer = BatchNorm(
+        channels,
+        draw(st.sampled_from([1e-5, 0.1, 1e-3])),
+        draw(st.sampled_from([0.1, None, 0.0, 1.0, 0.37])),
+        draw(st.booleans()),
+        draw(st.booleans()),
+        dtype=np.float64,
+    )
     for a in layer.params.values():
         a[...] = rng.normal(size=a.shape)
     shift = rng.normal(size=(channels, *[1] * len(pixels)))
@@ -290,8 +349,10 @@ def test_batch_norm_is_that_of_pytorch(case, order):
         compare(layer, theirs.train(training), x)
 
 
-@pytest.mark.parametrize("shape", [(70, 3), (200, 5), (65, 2, 15), (3, 4, 16), (3, 2, 17),
-                                   (2, 3, 40, 33), (129, 2, 3, 5)])
+@pytest.mark.parametrize(
+    "shape",
+    [(70, 3), (200, 5), (65, 2, 15), (3, 4, 16), (3, 2, 17), (2, 3, 40, 33), (129, 2, 3, 5)],
+)
 def test_batch_norm_on_both_sides_of_each_limit(shape):
     layer = BatchNorm(shape[1], dtype=np.float64)
     compare(layer, torch_batch_norm(layer, len(shape)), RNG.normal(3, 2, shape))
@@ -305,14 +366,20 @@ def plain(x, eps=1e-5):
 def plain_grad(grad, x, eps=1e-5):
     axes, root = (0, *range(2, x.ndim)), np.sqrt(x.var((0, *range(2, x.ndim)), keepdims=True) + eps)
     normed = plain(x, eps)
-    return (grad - grad.mean(axes, keepdims=True)
-            - normed * (grad * normed).mean(axes, keepdims=True)) / root
+    return (
+        grad - grad.mean(axes, keepdims=True) - normed * (grad * normed).mean(axes, keepdims=True)
+    ) / root
 
 
 @pytest.mark.kernel
 @settings(deadline=None, max_examples=60)
-@given(m=st.integers(2, 70), channels=st.integers(1, 5), pixels=st.integers(1, 20),
-       dtype=st.sampled_from(DTYPES), seed=st.integers(0, 1000))
+@given(
+    m=st.integers(2, 70),
+    channels=st.integers(1, 5),
+    pixels=st.integers(1, 20),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 1000),
+)
 def test_batch_norm_is_its_definition(m, channels, pixels, dtype, seed):
     rng = np.random.default_rng(seed)
     x, grad = (rng.normal(1, 2, (m, channels, pixels)).astype(dtype) for _ in range(2))
@@ -327,8 +394,9 @@ def test_batch_norm_is_its_definition(m, channels, pixels, dtype, seed):
     np.testing.assert_allclose(y, plain(wide), rtol=0, atol=atol)
     np.testing.assert_allclose(grad_x, plain_grad(wide_grad, wide), rtol=0, atol=10 * atol / spread)
     for name, terms in (("bias", wide_grad), ("weight", wide_grad * plain(wide))):
-        np.testing.assert_allclose(grads[name], terms.sum((0, 2)), rtol=0,
-                                   atol=atol * abs(terms).sum((0, 2)).max())
+        np.testing.assert_allclose(
+            grads[name], terms.sum((0, 2)), rtol=0, atol=atol * abs(terms).sum((0, 2)).max()
+        )
 
 
 @pytest.mark.kernel
@@ -370,8 +438,10 @@ def test_equal_numbers_have_no_variance():
 LAYOUTS = {
     "batch last": lambda a: np.ascontiguousarray(a.transpose(1, 2, 3, 0)).transpose(3, 0, 1, 2),
     "channels last": lambda a: np.ascontiguousarray(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),
-    "Fortran": np.asfortranarray, "every other": lambda a: np.repeat(a, 2, axis=3)[..., ::2],
-    "backwards": lambda a: np.ascontiguousarray(a[::-1])[::-1]}
+    "Fortran": np.asfortranarray,
+    "every other": lambda a: np.repeat(a, 2, axis=3)[..., ::2],
+    "backwards": lambda a: np.ascontiguousarray(a[::-1])[::-1],
+}
 
 
 @pytest.mark.kernel
@@ -426,13 +496,19 @@ def test_the_gradient_in_evaluation_is_that_of_a_line():
 
 # --- layer normalisation
 
+
 @st.composite
 def rows(draw):
     "A layer, and an array for it."
     shape = tuple(draw(st.integers(1, 6)) for _ in range(draw(st.integers(1, 3))))
     lead = tuple(draw(st.integers(1, 70 if i == 0 else 3)) for i in range(draw(st.integers(0, 2))))
-    layer = LayerNorm(shape, draw(st.sampled_from([1e-5, 0.1])), draw(st.booleans()),
-                      draw(st.booleans()), dtype=np.float64)
+    layer = LayerNorm(
+        shape,
+        draw(st.sampled_from([1e-5, 0.1])),
+        draw(st.booleans()),
+        draw(st.booleans()),
+        dtype=np.float64,
+    )
     rng = np.random.default_rng(draw(st.integers(0, 2**20)))
     for a in layer.params.values():
         a[...] = rng.normal(size=a.shape)
@@ -444,8 +520,13 @@ def rows(draw):
 def test_layer_norm_is_that_of_pytorch(case):
     torch = pytest.importorskip("torch")
     layer, x = case
-    theirs = torch.nn.LayerNorm(layer.normalized_shape, layer.eps, bool(layer.params),
-                                "bias" in layer.params, dtype=torch.float64)
+    theirs = torch.nn.LayerNorm(
+        layer.normalized_shape,
+        layer.eps,
+        bool(layer.params),
+        "bias" in layer.params,
+        dtype=torch.float64,
+    )
     theirs.load_state_dict({k: torch.tensor(v) for k, v in layer.state_dict().items()})
     compare(layer, theirs, x)
 
@@ -487,29 +568,58 @@ def test_layer_norm_in_other_layouts_and_of_no_rows():
 
 # --- both: settings, bad input, state, threads
 
-@pytest.mark.parametrize("make,named", [
-    (lambda: BatchNorm(0), "num_features"), (lambda: BatchNorm(2.0), "num_features"),
-    (lambda: BatchNorm(True), "num_features"), (lambda: BatchNorm(3, eps=-1), "eps"),
-    (lambda: BatchNorm(3, eps="a"), "eps"), (lambda: BatchNorm(3, eps=np.nan), "eps"),
-    (lambda: BatchNorm(3, momentum=-0.1), "momentum"),
-    (lambda: BatchNorm(3, momentum=1.1), "momentum"),
-    (lambda: BatchNorm(3, momentum="x"), "momentum"),
-    (lambda: BatchNorm(3, dtype=np.int64), "dtype"),
-    (lambda: LayerNorm(0), "normalized_shape"), (lambda: LayerNorm((3, -1)), "normalized_shape"),
-    (lambda: LayerNorm(()), "normalized_shape"), (lambda: LayerNorm("ab"), "normalized_shape"),
-    (lambda: LayerNorm(None), "normalized_shape"), (lambda: LayerNorm(3, eps=-1), "eps"),
-    (lambda: LayerNorm(3, dtype=np.float16), "dtype")])
+
+@pytest.mark.parametrize(
+    "make,named",
+    [
+        (lambda: BatchNorm(0), "num_features"),
+        (lambda: BatchNorm(2.0), "num_features"),
+        (lambda: BatchNorm(True), "num_features"),
+        (lambda: BatchNorm(3, eps=-1), "eps"),
+        (lambda: BatchNorm(3, eps="a"), "eps"),
+        (lambda: BatchNorm(3, eps=np.nan), "eps"),
+        (lambda: BatchNorm(3, momentum=-0.1), "momentum"),
+        (lambda: BatchNorm(3, momentum=1.1), "momentum"),
+        (lambda: BatchNorm(3, momentum="x"), "momentum"),
+        (lambda: BatchNorm(3, dtype=np.int64), "dtype"),
+        (lambda: LayerNorm(0), "normalized_shape"),
+        (lambda: LayerNorm((3, -1)), "normalized_shape"),
+        (lambda: LayerNorm(()), "normalized_shape"),
+        (lambda: LayerNorm("ab"), "normalized_shape"),
+        (lambda: LayerNorm(None), "normalized_shape"),
+        (lambda: LayerNorm(3, eps=-1), "eps"),
+        (lambda: LayerNorm(3, dtype=np.float16), "dtype"),
+    ],
+)
 def test_settings_that_do_not_fit(make, named):
     with pytest.raises((ValueError, TypeError), match=named):
         make()
 
 
-@pytest.mark.parametrize("layer", [BatchNorm(3), BatchNorm(3, affine=False), LayerNorm(3),
-                                   BatchNorm(3, affine=False, track_running_stats=False)])
-@pytest.mark.parametrize("x", [
-    np.ones(3, np.float32), np.ones((4, 2), np.float32), np.float32(1), np.ones((0, 2), np.float32),
-    np.ones((4, 3), np.complex64), np.array([["a"] * 3] * 4), np.ones((4, 2, 4), np.float32),
-    [[1.0, 2.0], [3.0]], None], ids=lambda x: str(np.shape(x)) if hasattr(x, "shape") else str(x))
+@pytest.mark.parametrize(
+    "layer",
+    [
+        BatchNorm(3),
+        BatchNorm(3, affine=False),
+        LayerNorm(3),
+        BatchNorm(3, affine=False, track_running_stats=False),
+    ],
+)
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.ones(3, np.float32),
+        np.ones((4, 2), np.float32),
+        np.float32(1),
+        np.ones((0, 2), np.float32),
+        np.ones((4, 3), np.complex64),
+        np.array([["a"] * 3] * 4),
+        np.ones((4, 2, 4), np.float32),
+        [[1.0, 2.0], [3.0]],
+        None,
+    ],
+    ids=lambda x: str(np.shape(x)) if hasattr(x, "shape") else str(x),
+)
 def test_inputs_that_do_not_fit(layer, x):
     if isinstance(layer, LayerNorm) and getattr(x, "shape", None) == (3,):
         assert layer(x).shape == (3,)
@@ -530,8 +640,9 @@ def test_dtypes_and_gradients_that_do_not_fit(layer):
 
 @pytest.mark.parametrize("layer", [BatchNorm(3), LayerNorm(3)])
 @pytest.mark.parametrize("name", ["weight", "bias"])
-@pytest.mark.parametrize("new", [np.ones(2, np.float32), np.ones(4, np.float32), np.ones(3),
-                                 np.ones((3, 3), np.float32)])
+@pytest.mark.parametrize(
+    "new", [np.ones(2, np.float32), np.ones(4, np.float32), np.ones(3), np.ones((3, 3), np.float32)]
+)
 def test_replaced_parameters_are_refused_before_a_kernel_reads_them(layer, name, new):
     layer, x = copy.deepcopy(layer), np.ones((4, 3), np.float32)
     _, cache = layer.forward(x)
@@ -542,8 +653,9 @@ def test_replaced_parameters_are_refused_before_a_kernel_reads_them(layer, name,
         layer.backward(x, cache)
 
 
-@pytest.mark.parametrize("layer", [BatchNorm(3), LayerNorm(3), BatchNorm(3, affine=False),
-                                   LayerNorm((2, 3), bias=False)])
+@pytest.mark.parametrize(
+    "layer", [BatchNorm(3), LayerNorm(3), BatchNorm(3, affine=False), LayerNorm((2, 3), bias=False)]
+)
 def test_layers_are_copied_and_pickled_whole(layer):
     x = RNG.normal(size=(4, 3) if isinstance(layer, BatchNorm) else (4, 2, 3)).astype(np.float32)
     x = x if layer.__class__ is BatchNorm or len(layer.normalized_shape) > 1 else x[:, 0]
@@ -560,19 +672,27 @@ def test_layers_are_copied_and_pickled_whole(layer):
 def torch_twin():
     torch = pytest.importorskip("torch")
     return torch.nn.Sequential(
-        torch.nn.Conv2d(2, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten(),
-        torch.nn.Linear(64, 5), torch.nn.LayerNorm(5))
+        torch.nn.Conv2d(2, 4, 3),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(64, 5),
+        torch.nn.LayerNorm(5),
+    )
 
 
 def our_twin():
     from dlnotes.cnn import Flatten
-    return Sequential(Conv2d(2, 4, 3, rng=0), BatchNorm(4), ReLU(), Flatten(),
-                      Linear(64, 5, rng=0), LayerNorm(5))
+
+    return Sequential(
+        Conv2d(2, 4, 3, rng=0), BatchNorm(4), ReLU(), Flatten(), Linear(64, 5, rng=0), LayerNorm(5)
+    )
 
 
 def test_weights_go_to_pytorch_and_back(tmp_path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file, save_file
+
     ours, theirs = our_twin(), torch_twin()
     x = RNG.normal(2, 3, (8, 2, 6, 6)).astype(np.float32)
     ours.forward(x)  # statistics that are not those of the beginning
@@ -584,8 +704,9 @@ def test_weights_go_to_pytorch_and_back(tmp_path):
     save_file(theirs.state_dict(), tmp_path / "b.safetensors")
     fresh = our_twin()
     load(fresh, tmp_path / "b.safetensors")
-    np.testing.assert_allclose(fresh.eval()(x), theirs.eval()(torch.tensor(x)).detach().numpy(),
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        fresh.eval()(x), theirs.eval()(torch.tensor(x)).detach().numpy(), atol=1e-5
+    )
     assert fresh.state_dict()["1.num_batches_tracked"] == 2
 
 
@@ -605,13 +726,25 @@ def test_a_network_trains_stops_and_is_looked_at():
     y = (x.mean((1, 2, 3)) > 0).astype(int)
     model, loss = our_twin(), CrossEntropyLoss()
     seen = []
-    history = fit(model, loss, SGD(model.params, 0.05), x, y, epochs=4, validation=(x[:32], y[:32]),
-                  patience=2, rng=0, progress=False, max_norm=1.0,
-                  callback=lambda h: seen.append(int(model[1].buffers["num_batches_tracked"])))
-    assert seen == [3, 6, 9, 12][:len(history.epochs)] and not model.training
+    history = fit(
+        model,
+        loss,
+        SGD(model.params, 0.05),
+        x,
+        y,
+        epochs=4,
+        validation=(x[:32], y[:32]),
+        patience=2,
+        rng=0,
+        progress=False,
+        max_norm=1.0,
+        callback=lambda h: seen.append(int(model[1].buffers["num_batches_tracked"])),
+    )
+    assert seen == [3, 6, 9, 12][: len(history.epochs)] and not model.training
     assert history.val_loss[-1] < history.val_loss[0]
     assert not history.stopped_early or (
-        model[1].buffers["num_batches_tracked"] == 3 * history.best_epoch)
+        model[1].buffers["num_batches_tracked"] == 3 * history.best_epoch
+    )
     assert evaluate(model, loss, x, y) == evaluate(model, loss, x, y)
     state = {k: v.copy() for k, v in model.state_dict().items()}
     assert "BatchNorm(4" in repr(summary(model, (2, 6, 6)))
@@ -632,6 +765,7 @@ def test_gradients_through_both_are_those_measured():
 
         def backward(self, cache):
             return cache
+
     x, target = RNG.normal(size=(3, 1, 4, 4)), RNG.normal(size=(3, 2, 2, 2))
     assert check_gradients(model, Sum(), x, target) < 1e-5
 
@@ -643,9 +777,14 @@ def threads():
     set_num_threads(before)
 
 
-@pytest.mark.parametrize("make,shape", [(lambda: BatchNorm(40), (700, 40, 40)),
-                                        (lambda: BatchNorm(300), (5000, 300)),
-                                        (lambda: LayerNorm(300), (4001, 300))])
+@pytest.mark.parametrize(
+    "make,shape",
+    [
+        (lambda: BatchNorm(40), (700, 40, 40)),
+        (lambda: BatchNorm(300), (5000, 300)),
+        (lambda: LayerNorm(300), (4001, 300)),
+    ],
+)
 def test_any_number_of_threads_gives_the_same(make, shape, threads):
     x, grad = (RNG.normal(size=shape).astype(np.float32) for _ in range(2))
     results = []
@@ -666,24 +805,30 @@ def test_several_threads_may_share_a_layer():
     x = RNG.normal(size=(8, 50, 6)).astype(np.float32)
     grad = RNG.normal(size=(50, 6)).astype(np.float32)
     for layer in layers:
+
         def both(i, layer=layer):
             y, cache = layer.forward(x[i])
             return [y, layer.backward(grad, cache)[0]]
+
         expected = [both(i) for i in range(8)]
         with ThreadPoolExecutor(4) as pool:
             for k, got in enumerate(pool.map(both, [*range(8)] * 10)):
                 assert all((a == b).all() for a, b in zip(got, expected[k % 8]))
 
 
-@pytest.mark.parametrize("name, call", [
-    ("affine", lambda: BatchNorm(3, affine="no")),
-    ("track_running_stats", lambda: BatchNorm(3, track_running_stats=1)),
-    ("elementwise_affine", lambda: LayerNorm(3, elementwise_affine=None)),
-    ("bias", lambda: LayerNorm(3, bias=0)),
-    ("mode", lambda: kaiming_normal((3, 3), mode=["x"])),
-    ("nonlinearity", lambda: kaiming_normal((3, 3), nonlinearity={})),
-    ("max_norm", lambda: clip_grad_norm({}, np.array([1.0, 2.0]))),
-    ("max_norm", lambda: clip_grad_norm({}, "inf"))])
+@pytest.mark.parametrize(
+    "name, call",
+    [
+        ("affine", lambda: BatchNorm(3, affine="no")),
+        ("track_running_stats", lambda: BatchNorm(3, track_running_stats=1)),
+        ("elementwise_affine", lambda: LayerNorm(3, elementwise_affine=None)),
+        ("bias", lambda: LayerNorm(3, bias=0)),
+        ("mode", lambda: kaiming_normal((3, 3), mode=["x"])),
+        ("nonlinearity", lambda: kaiming_normal((3, 3), nonlinearity={})),
+        ("max_norm", lambda: clip_grad_norm({}, np.array([1.0, 2.0]))),
+        ("max_norm", lambda: clip_grad_norm({}, "inf")),
+    ],
+)
 def test_settings_of_another_kind_are_refused_by_name(name, call):
     with pytest.raises((ValueError, TypeError), match=f"^{name}: expected"):
         call()

@@ -3,6 +3,7 @@
 Each bound is stated beside its kernel, in units of `eps`, the distance from 1 to the next number of
 the dtype, and of the magnitudes that the formula has: for a sum, those of its terms.
 """
+
 import math
 
 import numpy as np
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 from numba import config
 from ulp import near
 
-from dlnotes import activations, losses, normalization, optim, pooling
-from dlnotes.checking import compiled
-from dlnotes.elementary import _dot, _sum
-from dlnotes.gradients import _follow, _squares
+from dlnotes import mlp, training
+from dlnotes.core.execution import compiled
+from dlnotes.gradients import _follow
+from dlnotes.kernels import normalization, pooling, softmax
+from dlnotes.kernels.elementary import vector_dot, vector_sum
+from dlnotes.training import _squares
 
 WIDE = np.longdouble
 # where that is float64 itself, there is nothing to compare float64 with
@@ -47,9 +50,11 @@ def numbers(draw, dtype, shape, special=True, top=1.0):
 
 def drawn(dtype, least=1, most=70, **options):
     "A vector as `numbers` makes it."
+
     @st.composite
     def vector(draw):
         return numbers(draw, dtype, draw(st.integers(least, most)), **options)
+
     return vector()
 
 
@@ -64,6 +69,7 @@ def quiet():
 
 
 # --- entry by entry
+
 
 def tanh_of(x):
     return WIDE(math.sqrt(2 / math.pi)) * x * (1 + WIDE(0.044715) * x * x)
@@ -90,11 +96,13 @@ def gelu_tanh_slope(x):
 # kernel: definition, bound in eps from (x, answer). GELU subtracts 1 from 1 where x is negative,
 # so its error is measured by x; a power of 2 is lost in exp's argument where that is large.
 FORWARD = {
-    "_sigmoid_kernel": (sigmoid, lambda x, y: 2.5 * y),
-    "_tanh_kernel": (np.tanh, lambda x, y: 2.8 * abs(y)),
-    "_relu_kernel": (lambda x: np.where(x > 0, x, 0 * (x != x) + np.where(x != x, x, 0)),
-                     lambda x, y: 0 * x),
-    "_gelu_kernel": (lambda x: x * phi(x), lambda x, y: 4 * abs(x)),
+    "sigmoid_kernel": (sigmoid, lambda x, y: 2.5 * y),
+    "tanh_kernel": (np.tanh, lambda x, y: 2.8 * abs(y)),
+    "relu_kernel": (
+        lambda x: np.where(x > 0, x, 0 * (x != x) + np.where(x != x, x, 0)),
+        lambda x, y: 0 * x,
+    ),
+    "gelu_kernel": (lambda x: x * phi(x), lambda x, y: 4 * abs(x)),
     "_gelu_tanh_kernel": (lambda x: x * (1 + np.tanh(tanh_of(x))) / 2, lambda x, y: 6 * abs(x)),
 }
 
@@ -109,19 +117,20 @@ def test_activations(name, dtype):
     @some
     def check(x):
         y = np.empty_like(x)
-        getattr(activations, name)(x, y)
-        x, = wide(x)
+        getattr(mlp, name)(x, y)
+        (x,) = wide(x)
         want = definition(x)
         error = np.nan_to_num(bound(x, want), nan=0, posinf=0)
         assert near(y, want, np.finfo(dtype).eps * error).all(), (x, y, want)
+
     check()
 
 
 # kernel: slope from what it gets (answers, or for GELU the inputs), bound in eps for grad = 1
 SLOPES = {
-    "_sigmoid_grad": (lambda y: y * (1 - y), lambda y: 2 * abs(y * (1 - y)), sigmoid),
-    "_tanh_grad": (lambda y: 1 - y * y, lambda y: 0 * y + 2, np.tanh),
-    "_relu_grad": (lambda y: np.where(y > 0, WIDE(1), 0), lambda y: 0 * y, None),
+    "sigmoid_grad_kernel": (lambda y: y * (1 - y), lambda y: 2 * abs(y * (1 - y)), sigmoid),
+    "tanh_grad_kernel": (lambda y: 1 - y * y, lambda y: 0 * y + 2, np.tanh),
+    "relu_grad_kernel": (lambda y: np.where(y > 0, WIDE(1), 0), lambda y: 0 * y, None),
     "_gelu_grad": (lambda x: phi(x) + x * normal(x), lambda x: 0 * x + 6, None),
     "_gelu_tanh_grad": (gelu_tanh_slope, lambda x: 0 * x + 60, None),
 }
@@ -139,18 +148,20 @@ def test_slopes_of_activations(name, dtype):
         grad = (np.random.default_rng(seed).standard_normal(x.size) * 2.0**exponent).astype(dtype)
         x = x if answer is None else answer(x.astype(WIDE)).astype(dtype)
         out = np.empty_like(x)
-        getattr(activations, name)(x, grad, out)
+        getattr(mlp, name)(x, grad, out)
         x, grad = wide(x, grad)
         error = np.finfo(dtype).eps * np.nan_to_num(bound(x), nan=6) * abs(grad)
         assert near(out, grad * slope(x), error).all()
+
     check()
 
 
 # --- sums and rows
 
+
 @compiled()
 def both_sums(a, b, out):
-    out[0], out[1] = _sum(a), _dot(a, b)
+    out[0], out[1] = vector_sum(a), vector_dot(a, b)
 
 
 @pytest.mark.kernel
@@ -170,6 +181,7 @@ def test_sums_are_off_by_a_few_roundings_of_their_terms(dtype):
         exact = (x * x).sum()
         if 1e-300 < exact < 1e300:
             assert near(total, exact, (a.size / 16 + 6) * 2.3e-16 * exact)
+
     check()
 
 
@@ -187,10 +199,10 @@ def test_softmax_and_its_logarithm(dtype):
     def check(data):
         x = rows(data.draw, dtype)
         p, log_p = np.empty_like(x), np.empty_like(x)
-        top = activations._tops(x)
-        activations._softmax_kernel(x, top, p)
-        activations._log_softmax_kernel(x, top, log_p)
-        z, = wide(x)
+        top = softmax.row_maxima(x)
+        softmax.softmax_kernel(x, top, p)
+        softmax.log_softmax_kernel(x, top, log_p)
+        (z,) = wide(x)
         z = z - z.max(axis=1, keepdims=True)
         e = np.exp(z)
         total = e.sum(axis=1, keepdims=True)
@@ -201,6 +213,7 @@ def test_softmax_and_its_logarithm(dtype):
         assert near(p, right, eps * np.nan_to_num(right * (far + shared))).all()
         want = z - np.log(total)
         assert near(log_p, want, eps * np.nan_to_num(far + shared + abs(np.log(total)))).all()
+
     check()
 
 
@@ -214,13 +227,13 @@ def test_slopes_of_softmax_and_its_logarithm(dtype):
     def check(data):
         x = rows(data.draw, dtype, special=False, top=0.1)
         g = np.random.default_rng(x.size).standard_normal(x.shape).astype(dtype)
-        z, = wide(x)
+        (z,) = wide(x)
         z = z - z.max(axis=1, keepdims=True)
         log_p = (z - np.log(np.exp(z).sum(axis=1, keepdims=True))).astype(dtype)
         p = np.exp(log_p.astype(WIDE)).astype(dtype)
         d, d_log = np.empty_like(x), np.empty_like(x)
-        activations._softmax_grad(p, g, d)
-        activations._log_softmax_grad(log_p, g, d_log)
+        softmax.softmax_grad_kernel(p, g, d)
+        softmax.log_softmax_grad_kernel(log_p, g, d_log)
         p, g, log_p = wide(p, g, log_p)
         steps = x.shape[1] / 16 + 8
         sizes = abs(g * p).sum(axis=1, keepdims=True)
@@ -232,10 +245,12 @@ def test_slopes_of_softmax_and_its_logarithm(dtype):
         # exp answers 0 below the normal numbers
         bound = eps * bound + np.finfo(dtype).tiny * abs(g).sum(axis=1, keepdims=True)
         assert near(d_log, want, bound).all()
+
     check()
 
 
 # --- losses
+
 
 @pytest.mark.kernel
 @both
@@ -251,10 +266,10 @@ def test_cross_entropy_and_label_smoothing(dtype, share):
         rng = np.random.default_rng(n)
         y = rng.integers(-1, n, m)
         loss, grad = np.empty(m), np.empty_like(z)
-        losses._cross_entropy_kernel(z, activations._tops(z), y, scale, loss, grad)
+        softmax.cross_entropy_kernel(z, softmax.row_maxima(z), y, scale, loss, grad)
         if share:
-            losses._smooth_kernel(z, y, scale, share, loss, grad)
-        x, = wide(z)
+            softmax.smooth_kernel(z, y, scale, share, loss, grad)
+        (x,) = wide(z)
         far = x.max(axis=1, keepdims=True) - x
         e = np.exp(-far)
         total = e.sum(axis=1, keepdims=True)
@@ -270,6 +285,7 @@ def test_cross_entropy_and_label_smoothing(dtype, share):
         want = np.where(counts, scale * (e / total - target), 0)
         bound = eps * scale * (e / total * (far + steps) + 4 * target)
         assert near(grad, want, np.where(counts, bound, 0)).all()
+
     check()
 
 
@@ -278,14 +294,16 @@ def test_cross_entropy_and_label_smoothing(dtype, share):
 def test_binary_cross_entropy_and_squared_error(dtype):
     eps, scale = np.finfo(dtype).eps, dtype(0.125)
 
-    @given(drawn(dtype, most=2500 if not config.DISABLE_JIT else 70, special=False, top=0.4),
-           st.booleans())
+    @given(
+        drawn(dtype, most=2500 if not config.DISABLE_JIT else 70, special=False, top=0.4),
+        st.booleans(),
+    )
     @some
     def check(z, hard):
         rng = np.random.default_rng(z.size)
         y = (rng.integers(0, 2, z.size) if hard else rng.random(z.size)).astype(dtype)
         grad = np.empty_like(z)
-        total = np.array(losses._bce_kernel(z, y, scale, grad))
+        total = np.array(mlp.bce_kernel(z, y, scale, grad))
         a, b = wide(z, y)
         each = np.maximum(a, 0) - a * b + np.log1p(np.exp(-abs(a)))
         size = np.maximum(a, 0) + abs(a * b) + np.log1p(np.exp(-abs(a)))
@@ -294,16 +312,18 @@ def test_binary_cross_entropy_and_squared_error(dtype):
         assert near(total, each.sum(), bound + z.size * np.finfo(dtype).tiny)
         want = scale * (sigmoid(a) - b)
         assert near(grad, want, 4 * eps * scale * (sigmoid(a) + b)).all()
-        total = np.array(losses._mse_kernel(z, y, scale, grad))
+        total = np.array(mlp.mse_kernel(z, y, scale, grad))
         if (abs(a) < 1e150).all():
-            exact = ((a - b)**2).sum()
+            exact = ((a - b) ** 2).sum()
             bound = (2 * eps + (z.size / 16 + 10) * 2.3e-16) * exact
             assert near(total, exact, bound)
         assert near(grad, scale * 2 * (a - b), 2 * eps * scale * 2 * abs(a - b)).all()
+
     check()
 
 
 # --- optimizers
+
 
 @pytest.mark.kernel
 @both
@@ -320,8 +340,8 @@ def test_steps_of_optimizers(dtype, ahead):
         h = np.array([0.01, 0.1, 0.9, ahead, 0, 0, 0, 0], dtype)
         lr, decay, mu = h[:3].astype(WIDE)
         w1, w2, m2 = w.copy(), w.copy(), m.copy()
-        optim._sgd(w1, g, h)
-        optim._momentum(w2, g, m2, h)
+        training._sgd(w1, g, h)
+        training._momentum(w2, g, m2, h)
         W, G, M, V = wide(w, g, m, v)
         d, size = G + decay * W, abs(G) + decay * abs(W)
         assert near(w1, W - lr * d, 3 * eps * (abs(W) + lr * size)).all()
@@ -332,17 +352,19 @@ def test_steps_of_optimizers(dtype, ahead):
         h = np.array([0.9, 0.1, 0.99, 0.01, 0.999, 0.02, 1.5, 1e-8], dtype)
         b1, new1, b2, new2, keep, rate, root, small = wide(h)[0]
         w3, m3, v3 = w.copy(), m.copy(), v.copy()
-        optim._adamw(w3, g, m3, v3, h)
+        training._adamw(w3, g, m3, v3, h)
         M3, V3 = b1 * M + new1 * G, b2 * V + new2 * G * G
         assert near(m3, M3, 3 * eps * (b1 * abs(M) + new1 * abs(G))).all()
         assert near(v3, V3, 4 * eps * V3).all()
         step = rate / (np.sqrt(V3) * root + small)
         size = abs(keep * W) + step * (b1 * abs(M) + new1 * abs(G))
         assert near(w3, keep * W - step * M3, 10 * eps * size).all()
+
     check()
 
 
 # --- pooling
+
 
 def windows(x, kernel, stride, padding):
     "The places of each window in channels (k, height, width)."
@@ -350,9 +372,16 @@ def windows(x, kernel, stride, padding):
     (kh, kw), (sh, sw), (top, left) = kernel, stride, padding
     for i in range((height + 2 * top - kh) // sh + 1):
         for j in range((width + 2 * left - kw) // sw + 1):
-            yield i, j, [(a, b) for a in range(i * sh - top, i * sh - top + kh)
-                         for b in range(j * sw - left, j * sw - left + kw)
-                         if 0 <= a < height and 0 <= b < width]
+            yield (
+                i,
+                j,
+                [
+                    (a, b)
+                    for a in range(i * sh - top, i * sh - top + kh)
+                    for b in range(j * sw - left, j * sw - left + kw)
+                    if 0 <= a < height and 0 <= b < width
+                ],
+            )
 
 
 def first_largest(values):
@@ -404,7 +433,7 @@ def test_pooling(plan, dtype):
                 touched[k][at] += abs(WIDE(g[k, i, j]))
         assert near(dx, right, n * np.finfo(dtype).eps * touched).all()
         assert near(d_mean, right_mean, n * np.finfo(dtype).eps * touched).all()
-        if plan == SHAPES[0]:   # the kernels for windows side by side
+        if plan == SHAPES[0]:  # the kernels for windows side by side
             z2, where2, mean2 = np.empty_like(z), np.empty_like(where), np.empty_like(mean)
             pooling._max_pool_2x2(x, z2, where2)
             pooling._avg_pool_2x2(x, mean2)
@@ -424,24 +453,28 @@ def test_pooling(plan, dtype):
             d3 = np.empty_like(last)
             pooling._max_pool_last_grad(np.stack([g, g], axis=-1), which, d3)
             assert np.array_equal(d3[..., 0], dx)
+
     check()
 
 
 # --- normalization
 
-NORM_SCALES = {np.float32: [1, 1e-30, 1e-20, 1e-10, 1e10, 1e19, 1e20, 1e30, 1e37],
-               np.float64: [1, 1e-250, 1e-160, 1e10, 1e150, 1e160, 1e200, 1e300]}
+NORM_SCALES = {
+    np.float32: [1, 1e-30, 1e-20, 1e-10, 1e10, 1e19, 1e20, 1e30, 1e37],
+    np.float64: [1, 1e-250, 1e-160, 1e10, 1e150, 1e160, 1e200, 1e300],
+}
 
 
 def normed(x, weight, bias, grad, eps, axes):
     "Answer, mean, variance, 1 / deviation; gradients by input, weight and bias. All WIDE."
     mean = x.mean(axis=axes, keepdims=True)
-    var = ((x - mean)**2).mean(axis=axes, keepdims=True)
+    var = ((x - mean) ** 2).mean(axis=axes, keepdims=True)
     root = 1 / np.sqrt(var + eps)
     hat = (x - mean) * root
     g = grad * weight
-    dx = root * (g - g.mean(axis=axes, keepdims=True)
-                 - hat * (g * hat).mean(axis=axes, keepdims=True))
+    dx = root * (
+        g - g.mean(axis=axes, keepdims=True) - hat * (g * hat).mean(axis=axes, keepdims=True)
+    )
     return hat, hat * weight + bias, mean, var, root, dx
 
 
@@ -455,13 +488,15 @@ def test_batch_norm_at_every_scale(shape, eps, dtype):
     rng, unit = np.random.default_rng(0), np.finfo(dtype).eps
     for scale in NORM_SCALES[dtype]:
         for offset in (0, 1e4):
-            x = (scale * (offset + rng.standard_normal(shape))).astype(dtype) if (
-                scale * offset < np.finfo(dtype).max / 10) else (
-                scale * rng.standard_normal(shape)).astype(dtype)
+            x = (
+                (scale * (offset + rng.standard_normal(shape))).astype(dtype)
+                if (scale * offset < np.finfo(dtype).max / 10)
+                else (scale * rng.standard_normal(shape)).astype(dtype)
+            )
             grad = rng.standard_normal(shape).astype(dtype)
             weight, bias = rng.standard_normal((2, shape[1])).astype(dtype)
-            y, stats = normalization._batch_norm(x, weight, bias, eps)
-            dx, sums = normalization._batch_norm_grad(grad, x, weight, stats, True)
+            y, stats = normalization.tuned_batch_norm(x, weight, bias, eps)
+            dx, sums = normalization.tuned_batch_norm_backward(grad, x, weight, stats, True)
             w, b = (a.astype(WIDE)[:, None] for a in (weight, bias))
             hat, want, mean, var, root, want_dx = normed(*wide(x), w, b, *wide(grad), eps, (0, 2))
             # mean and variance come from sums of up to 64 roundings; the rest are single ones.
@@ -485,7 +520,7 @@ def test_batch_norm_at_every_scale(shape, eps, dtype):
             assert near(dx, want_dx, (slack * root)[:, None] * abs(w) * size).all()
             # with statistics that are given, the answer is a line
             run = np.stack([stats[0], np.minimum(stats[1], np.finfo(dtype).max)]).astype(dtype)
-            y, _ = normalization._batch_norm(x, weight, bias, eps, run)
+            y, _ = normalization.tuned_batch_norm(x, weight, bias, eps, run)
             m, v = (a.astype(WIDE)[:, None] for a in run)
             if (v + eps > np.finfo(dtype).tiny).all() and scale < 1e15:
                 line = (x - m) / np.sqrt(v + eps) * w
@@ -504,16 +539,17 @@ def test_layer_norm_at_every_scale(shape, eps, dtype):
             x = (scale * (offset + rng.standard_normal(shape))).astype(dtype)
             grad = rng.standard_normal(shape).astype(dtype)
             weight, bias = rng.standard_normal((2, shape[1])).astype(dtype)
-            y, stats = normalization._layer_norm(x, weight, bias, eps)
-            dx, sums = normalization._layer_norm_grad(grad, x, weight, stats)
+            y, stats = normalization.tuned_layer_norm(x, weight, bias, eps)
+            dx, sums = normalization.tuned_layer_norm_backward(grad, x, weight, stats)
             w, b = wide(weight, bias)
             hat, want, mean, var, root, want_dx = normed(*wide(x), w, b, *wide(grad), eps, 1)
             few, kept = 100 * unit, 4e-16 * abs(mean) * root
             slack = few + kept
             bound = few * (abs(hat * w) + abs(w) / 10 + abs(b) / 50) + kept * abs(w)
             assert near(y, want, bound).all()
-            assert (abs(stats[0] - mean[:, 0])
-                    <= few * np.sqrt(var[:, 0]) + 4e-16 * abs(mean[:, 0])).all()
+            assert (
+                abs(stats[0] - mean[:, 0]) <= few * np.sqrt(var[:, 0]) + 4e-16 * abs(mean[:, 0])
+            ).all()
             assert near(stats[1] / root[:, 0], 1 + 0 * root[:, 0], few).all()
             size = abs(grad.astype(WIDE)).sum(axis=0)
             assert near(sums[0], wide(grad)[0].sum(axis=0), few * size).all()
@@ -531,21 +567,21 @@ def test_norms_pass_on_what_is_no_number(odd, dtype):
     weight, bias = np.ones((2, 3), dtype)
     for shape in ((6, 3, 4), (6, 3, 20)):
         x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
-        clean, _ = normalization._batch_norm(x, weight, bias, 1e-5)
+        clean, _ = normalization.tuned_batch_norm(x, weight, bias, 1e-5)
         x[2, 1, 3] = odd
-        y, stats = normalization._batch_norm(x, weight, bias, 1e-5)
+        y, stats = normalization.tuned_batch_norm(x, weight, bias, 1e-5)
         assert np.isnan(y[:, 1]).all() and np.isnan(stats[2, 1])
         assert np.array_equal(y[:, ::2], clean[:, ::2])
-        dx, sums = normalization._batch_norm_grad(x, x, weight, stats, True)
+        dx, sums = normalization.tuned_batch_norm_backward(x, x, weight, stats, True)
         assert np.isnan(dx[:, 1]).all() and np.isnan(sums[1, 1])
         assert np.isfinite(dx[:, ::2]).all() and np.isfinite(sums[:, ::2]).all()
     x = np.random.default_rng(0).standard_normal((4, 3)).astype(dtype)
-    clean, _ = normalization._layer_norm(x, weight, bias, 1e-5)
+    clean, _ = normalization.tuned_layer_norm(x, weight, bias, 1e-5)
     x[1, 2] = odd
-    y, stats = normalization._layer_norm(x, weight, bias, 1e-5)
+    y, stats = normalization.tuned_layer_norm(x, weight, bias, 1e-5)
     assert np.isnan(y[1]).all() and np.isnan(stats[1, 1])
     assert np.array_equal(np.delete(y, 1, 0), np.delete(clean, 1, 0))
-    dx, _ = normalization._layer_norm_grad(np.ones_like(x), x, weight, stats)
+    dx, _ = normalization.tuned_layer_norm_backward(np.ones_like(x), x, weight, stats)
     assert np.isnan(dx[1]).all() and np.isfinite(np.delete(dx, 1, 0)).all()
 
 

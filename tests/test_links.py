@@ -1,4 +1,5 @@
 """Every link of the built book leads somewhere, and nothing is fetched from outside."""
+
 import re
 import subprocess
 import sys
@@ -34,8 +35,12 @@ class Page(HTMLParser):
 def pages(tmp_path_factory):
     "The pages of the book as the embedded renderer makes it."
     folder = (tmp_path_factory.mktemp("links") / "book").resolve()
-    subprocess.run([sys.executable, "-m", "render", "--output", str(folder)], cwd=REPO, check=True,
-                   capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "render", "--output", str(folder)],
+        cwd=REPO,
+        check=True,
+        capture_output=True,
+    )
     return {path: Page(path) for path in folder.rglob("*.html")}
 
 

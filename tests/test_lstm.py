@@ -1,4 +1,5 @@
 """What the chapter on gates adds to the layers: the first biases, and the long runs it shows."""
+
 import json
 from pathlib import Path
 
@@ -9,18 +10,22 @@ from dlnotes.lstm import GRU, LSTM, chrono_init
 from dlnotes.rnn import RNN
 from experiments import long_memory
 
-KEPT = json.loads((Path(__file__).parent.parent / "experiments" / "results"
-                   / "long_memory.json").read_text(encoding="utf-8"))
+KEPT = json.loads(
+    (Path(__file__).parent.parent / "experiments" / "results" / "long_memory.json").read_text(
+        encoding="utf-8"
+    )
+)
 SMALL = {**long_memory.SETTINGS, "steps": {"adding": 300, "copying": 100}, "hidden": 16}
 
 
 def gate(layer, name, k):
     "The sum of both biases of gate `k` of a layer and direction."
     d = layer.hidden_size
-    return sum(layer.params[f"bias_{side}_{name}"][k * d:(k + 1) * d] for side in ("ih", "hh"))
+    return sum(layer.params[f"bias_{side}_{name}"][k * d : (k + 1) * d] for side in ("ih", "hh"))
 
 
 # --- first biases
+
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("cell", [LSTM, GRU])
@@ -87,17 +92,21 @@ def test_after_chrono_init_the_first_input_is_still_felt(cell):
         ones = tuple(np.ones_like(s) for s in state) if cell is LSTM else np.ones_like(state)
         (grad_x, _), _ = layer.backward((None, ones), cache)
         return abs(grad_x[0, 0]).max()
+
     assert felt(True) > 1e-6 and felt(False) < 1e-12
 
 
-@pytest.mark.parametrize("layer, steps, error, words", [
-    (RNN(3, 4), 50, TypeError, "layer"),
-    (None, 50, TypeError, "layer"),
-    (LSTM(3, 4, bias=False), 50, ValueError, "layer.*bias=False"),
-    (LSTM(3, 4), 1, ValueError, "max_steps.*2.*1"),
-    (LSTM(3, 4), 2.5, TypeError, "max_steps"),
-    (LSTM(3, 4), True, TypeError, "max_steps"),
-])
+@pytest.mark.parametrize(
+    "layer, steps, error, words",
+    [
+        (RNN(3, 4), 50, TypeError, "layer"),
+        (None, 50, TypeError, "layer"),
+        (LSTM(3, 4, bias=False), 50, ValueError, "layer.*bias=False"),
+        (LSTM(3, 4), 1, ValueError, "max_steps.*2.*1"),
+        (LSTM(3, 4), 2.5, TypeError, "max_steps"),
+        (LSTM(3, 4), True, TypeError, "max_steps"),
+    ],
+)
 def test_chrono_init_names_what_does_not_fit(layer, steps, error, words):
     before = {} if layer is None else {k: a.copy() for k, a in layer.params.items()}
     with pytest.raises(error, match=words):
@@ -113,13 +122,14 @@ def test_chrono_init_names_a_bad_seed():
 
 # --- the long runs
 
+
 @pytest.mark.parametrize("T", [2, 5, 20])
 def test_adding_marks_one_number_in_each_half_and_adds_the_two(T):
     x, y = long_memory.adding(np.random.default_rng(0), 200, T)
     assert x.shape == (200, T, 2) and y.shape == (200, 1)
     numbers, marks = x[..., 0], x[..., 1]
     assert ((numbers >= 0) & (numbers < 1)).all() and set(marks.ravel()) <= {0, 1}
-    assert (marks[:, :T // 2].sum(axis=1) == 1).all() and (marks.sum(axis=1) == 2).all()
+    assert (marks[:, : T // 2].sum(axis=1) == 1).all() and (marks.sum(axis=1) == 2).all()
     np.testing.assert_array_equal(y[:, 0], (numbers * marks).sum(axis=1))
 
 

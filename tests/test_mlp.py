@@ -1,4 +1,5 @@
 """Layers, activations and losses: against PyTorch, in both dtypes, with extreme and bad input."""
+
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -31,12 +32,20 @@ from dlnotes import (
 DTYPES = [np.float32, np.float64]
 # float32 carries 7 digits; sums of up to 40 products of size 10 lose one or two of them
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-10}
-ELEMENTWISE = {"sigmoid": Sigmoid, "tanh": Tanh, "relu": ReLU, "gelu": GELU,
-               "gelu_tanh": lambda: GELU("tanh")}
+ELEMENTWISE = {
+    "sigmoid": Sigmoid,
+    "tanh": Tanh,
+    "relu": ReLU,
+    "gelu": GELU,
+    "gelu_tanh": lambda: GELU("tanh"),
+}
 ROWWISE = {"softmax": Softmax, "log_softmax": LogSoftmax}
 FROM_INPUT = {"gelu", "gelu_tanh"}
-LOSSES = {"mse_loss": MSELoss, "binary_cross_entropy_with_logits": BCEWithLogitsLoss,
-          "cross_entropy": CrossEntropyLoss}
+LOSSES = {
+    "mse_loss": MSELoss,
+    "binary_cross_entropy_with_logits": BCEWithLogitsLoss,
+    "cross_entropy": CrossEntropyLoss,
+}
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, max_side=6)
 SEEDS = st.integers(0, 2**20)
 FEW = settings(deadline=None, max_examples=40)
@@ -45,15 +54,18 @@ FEW = settings(deadline=None, max_examples=40)
 def function(name):
     "The pair of functions of that name."
     if name == "gelu_tanh":
-        return (lambda x: dl.gelu(x, "tanh"),
-                lambda grad, x: dl.gelu_backward(grad, x, "tanh"))
+        return (lambda x: dl.gelu(x, "tanh"), lambda grad, x: dl.gelu_backward(grad, x, "tanh"))
     return getattr(dl, name), getattr(dl, f"{name}_backward")
 
 
 def in_torch(torch, name):
     functional = torch.nn.functional
-    special = {"gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-               "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
+    special = {
+        "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+        "relu": torch.relu,
+    }
     return special.get(name) or getattr(functional, name)
 
 
@@ -67,6 +79,7 @@ def close(ours, theirs, dtype, scale=1.0):
 
 
 # --- PyTorch
+
 
 @FEW
 @given(shape=SHAPES, seed=SEEDS, scale=st.sampled_from([0.1, 3, 30]))
@@ -110,8 +123,13 @@ def test_softmax_as_in_pytorch(name, dtype, shape, seed, scale, data):
 
 
 @FEW
-@given(shape=hnp.array_shapes(min_dims=0, max_dims=3, max_side=5), n=st.integers(1, 9),
-       k=st.integers(1, 9), seed=SEEDS, bias=st.booleans())
+@given(
+    shape=hnp.array_shapes(min_dims=0, max_dims=3, max_side=5),
+    n=st.integers(1, 9),
+    k=st.integers(1, 9),
+    seed=SEEDS,
+    bias=st.booleans(),
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dense_layer_as_in_pytorch(dtype, shape, n, k, seed, bias):
     torch = pytest.importorskip("torch")
@@ -132,8 +150,9 @@ def test_dense_layer_as_in_pytorch(dtype, shape, n, k, seed, bias):
     for name, p in theirs.named_parameters():
         close(grads[name], p.grad, dtype, 10)
     close(dl.linear(x, layer.params["weight"], layer.params.get("bias")), answer.detach(), dtype)
-    for ours, expected in zip(dl.linear_backward(grad, x, layer.params["weight"]),
-                              (grad_x, *grads.values())):
+    for ours, expected in zip(
+        dl.linear_backward(grad, x, layer.params["weight"]), (grad_x, *grads.values())
+    ):
         close(ours, expected, dtype, 10)
     assert layer.backward(grad, cache, input_grad=False)[0] is None
 
@@ -145,8 +164,12 @@ def targets(name, shape, rng, dtype):
 
 
 @FEW
-@given(shape=hnp.array_shapes(min_dims=2, max_dims=4, max_side=6), seed=SEEDS,
-       scale=st.sampled_from([0.1, 3, 100]), reduction=st.sampled_from(["mean", "sum"]))
+@given(
+    shape=hnp.array_shapes(min_dims=2, max_dims=4, max_side=6),
+    seed=SEEDS,
+    scale=st.sampled_from([0.1, 3, 100]),
+    reduction=st.sampled_from(["mean", "sum"]),
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_as_in_pytorch(name, dtype, shape, seed, scale, reduction):
@@ -167,12 +190,18 @@ def test_losses_as_in_pytorch(name, dtype, shape, seed, scale, reduction):
 
 
 @settings(deadline=None, max_examples=40)
-@given(shape=hnp.array_shapes(min_dims=2, max_dims=4, max_side=6), seed=SEEDS,
-       smoothing=st.sampled_from([0.0, 0.1, 0.7, 1.0]), reduction=st.sampled_from(["mean", "sum"]),
-       ignored=st.sampled_from([-100, -1, 0, 2]), last=st.booleans())
+@given(
+    shape=hnp.array_shapes(min_dims=2, max_dims=4, max_side=6),
+    seed=SEEDS,
+    smoothing=st.sampled_from([0.0, 0.1, 0.7, 1.0]),
+    reduction=st.sampled_from(["mean", "sum"]),
+    ignored=st.sampled_from([-100, -1, 0, 2]),
+    last=st.booleans(),
+)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_smoothed_and_ignored_targets_as_in_pytorch(dtype, shape, seed, smoothing, reduction,
-                                                    ignored, last):
+def test_smoothed_and_ignored_targets_as_in_pytorch(
+    dtype, shape, seed, smoothing, reduction, ignored, last
+):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(seed)
     x = (3 * rng.normal(size=shape)).astype(dtype)
@@ -183,8 +212,9 @@ def test_smoothed_and_ignored_targets_as_in_pytorch(dtype, shape, seed, smoothin
     if last:  # classes innermost in memory
         x = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
     t = torch.tensor(x, requires_grad=True)
-    value = torch.nn.functional.cross_entropy(t, torch.tensor(y), reduction=reduction,
-                                              ignore_index=ignored, label_smoothing=smoothing)
+    value = torch.nn.functional.cross_entropy(
+        t, torch.tensor(y), reduction=reduction, ignore_index=ignored, label_smoothing=smoothing
+    )
     value.backward()
     loss = CrossEntropyLoss(reduction, ignore_index=ignored, label_smoothing=smoothing)
     ours, cache = loss.forward(x, y)
@@ -198,14 +228,19 @@ def test_smoothed_and_ignored_targets_as_in_pytorch(dtype, shape, seed, smoothin
 def test_a_network_as_in_pytorch(seed, m, dtype):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(seed)
-    model = Sequential(Linear(5, 7, rng=rng, dtype=dtype), GELU(),
-                       Sequential(Linear(7, 6, rng=rng, dtype=dtype), Tanh()),
-                       Linear(6, 4, rng=rng, dtype=dtype, bias=False))
+    model = Sequential(
+        Linear(5, 7, rng=rng, dtype=dtype),
+        GELU(),
+        Sequential(Linear(7, 6, rng=rng, dtype=dtype), Tanh()),
+        Linear(6, 4, rng=rng, dtype=dtype, bias=False),
+    )
     number = torch.tensor(np.zeros(1, dtype)).dtype
     theirs = torch.nn.Sequential(
-        torch.nn.Linear(5, 7), torch.nn.GELU(),
+        torch.nn.Linear(5, 7),
+        torch.nn.GELU(),
         torch.nn.Sequential(torch.nn.Linear(7, 6), torch.nn.Tanh()),
-        torch.nn.Linear(6, 4, bias=False)).to(number)
+        torch.nn.Linear(6, 4, bias=False),
+    ).to(number)
     theirs.load_state_dict({name: torch.tensor(a) for name, a in model.state_dict().items()})
     x, y = rng.normal(size=(m, 5)).astype(dtype), rng.integers(0, 4, m)
     value = torch.nn.functional.cross_entropy(theirs(torch.tensor(x)), torch.tensor(y))
@@ -224,6 +259,7 @@ def test_a_network_as_in_pytorch(seed, m, dtype):
 
 # --- kernels: the same compiled, uncompiled and with bounds checks
 
+
 @pytest.mark.kernel
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ELEMENTWISE)
@@ -232,8 +268,11 @@ def test_elementwise_kernels(name, dtype):
     x = np.concatenate([np.linspace(-12, 12, 60), [0, -0.0, 1e4, -1e4, 1e-30]]).astype(dtype)
     y = forward(x)
     wide = x.astype(np.float64)
-    expected = {"sigmoid": lambda: 1 / (1 + np.exp(-np.clip(wide, -700, None))),
-                "tanh": lambda: np.tanh(wide), "relu": lambda: np.maximum(wide, 0)}
+    expected = {
+        "sigmoid": lambda: 1 / (1 + np.exp(-np.clip(wide, -700, None))),
+        "tanh": lambda: np.tanh(wide),
+        "relu": lambda: np.maximum(wide, 0),
+    }
     if name in expected:
         eps = np.finfo(dtype).eps
         np.testing.assert_allclose(y, expected[name](), rtol=8 * eps, atol=eps)
@@ -269,8 +308,11 @@ def test_loss_kernels(dtype):
     close(dl.mse_loss_backward(x, one_hot), (x - one_hot) / 15, dtype)
     plain = np.log1p(np.exp(-abs(x))) + np.maximum(x, 0) - x * one_hot
     close(dl.binary_cross_entropy_with_logits(x, one_hot), plain.mean(), dtype)
-    close(dl.binary_cross_entropy_with_logits_backward(x, one_hot),
-          (dl.sigmoid(x) - one_hot) / 30, dtype)
+    close(
+        dl.binary_cross_entropy_with_logits_backward(x, one_hot),
+        (dl.sigmoid(x) - one_hot) / 30,
+        dtype,
+    )
 
 
 @pytest.mark.kernel
@@ -305,8 +347,10 @@ def test_large_arrays_go_over_threads_and_are_the_same():
     for f in (dl.sigmoid, dl.tanh, dl.relu, dl.gelu, dl.softmax, dl.log_softmax):
         assert (f(x) == np.concatenate([f(x[rows]) for rows in parts])).all()
     whole = dl.cross_entropy_backward(x, y, "sum")
-    assert (whole == np.concatenate([dl.cross_entropy_backward(x[rows], y[rows], "sum")
-                                     for rows in parts])).all()
+    assert (
+        whole
+        == np.concatenate([dl.cross_entropy_backward(x[rows], y[rows], "sum") for rows in parts])
+    ).all()
     each = sum(dl.cross_entropy(x[rows], y[rows], "sum") for rows in parts)
     assert dl.cross_entropy(x, y, "sum") == pytest.approx(each, rel=1e-12)
 
@@ -336,8 +380,14 @@ def test_layouts_of_any_kind():
     read_only = x.copy()
     read_only.flags.writeable = False
     spaced = np.repeat(x, 2, axis=2)[..., ::2]
-    variants = (np.asfortranarray(x), read_only, spaced, x[::-1].copy()[::-1], x.tolist(),
-                x.astype(">f8"))
+    variants = (
+        np.asfortranarray(x),
+        read_only,
+        spaced,
+        x[::-1].copy()[::-1],
+        x.tolist(),
+        x.astype(">f8"),
+    )
     layers = (Sigmoid(), GELU(), Softmax(1), LogSoftmax(), Linear(3, 2, rng=0, dtype=float))
     y = np.random.default_rng(1).integers(0, 6, (4, 3))
     for layer in layers:
@@ -358,8 +408,15 @@ def test_nothing_passed_in_is_changed():
     rng = np.random.default_rng(0)
     x, y, grad = rng.normal(size=(4, 3)), rng.integers(0, 3, 4), rng.normal(size=(4, 3))
     kept = x.copy(), y.copy(), grad.copy()
-    for layer in (Sigmoid(), Tanh(), ReLU(), GELU(), Softmax(), LogSoftmax(),
-                  Linear(3, 3, rng=0, dtype=float)):
+    for layer in (
+        Sigmoid(),
+        Tanh(),
+        ReLU(),
+        GELU(),
+        Softmax(),
+        LogSoftmax(),
+        Linear(3, 3, rng=0, dtype=float),
+    ):
         answer, cache = layer.forward(x)
         seen = answer.copy()
         layer.backward(grad, cache)
@@ -371,6 +428,7 @@ def test_nothing_passed_in_is_changed():
 
 # --- layers
 
+
 def test_parameters_names_shapes_and_first_values():
     layer = Linear(16, 5, rng=0)
     assert {k: v.shape for k, v in layer.params.items()} == {"weight": (5, 16), "bias": (5,)}
@@ -379,8 +437,9 @@ def test_parameters_names_shapes_and_first_values():
     assert abs(many).max() <= 0.1 and abs(many).max() > 0.0999
     assert many.std() == pytest.approx(0.1 / np.sqrt(3), rel=0.01)
     for seed in (3, np.random.default_rng(3)):
-        assert (Linear(4, 4, rng=seed).params["weight"]
-                == Linear(4, 4, rng=3).params["weight"]).all()
+        assert (
+            Linear(4, 4, rng=seed).params["weight"] == Linear(4, 4, rng=3).params["weight"]
+        ).all()
     assert (Linear(4, 4, rng=3).params["weight"] != Linear(4, 4, rng=4).params["weight"]).any()
     assert list(Linear(2, 2, bias=False).params) == ["weight"]
 
@@ -414,18 +473,22 @@ def test_copies_share_nothing_and_keep_the_names_together():
 
 
 def test_states_are_copied_in_or_refused_whole():
-    model, other = (Sequential(Linear(3, 4, rng=seed), ReLU(), Linear(4, 2, rng=seed))
-                    for seed in (0, 1))
+    model, other = (
+        Sequential(Linear(3, 4, rng=seed), ReLU(), Linear(4, 2, rng=seed)) for seed in (0, 1)
+    )
     model.load_state_dict({k: v.astype(np.float64) for k, v in other.state_dict().items()})
     for name, p in model.params.items():
         assert p.dtype == np.float32 and (p == other.params[name]).all()
         assert p is not other.params[name]
     before = copy.deepcopy(model.state_dict())
     good = {k: np.zeros_like(v) for k, v in before.items()}
-    bad = [({k: v for k, v in good.items() if k != "2.bias"}, "state: "),
-           (good | {"3.bias": 0}, "state: "), (good | {"2.bias": np.zeros(3)}, "2.bias: "),
-           (good | {"2.bias": ["a", "b"]}, "2.bias: "),
-           (good | {"2.bias": [np.nan, 0]}, "2.bias: ")]
+    bad = [
+        ({k: v for k, v in good.items() if k != "2.bias"}, "state: "),
+        (good | {"3.bias": 0}, "state: "),
+        (good | {"2.bias": np.zeros(3)}, "2.bias: "),
+        (good | {"2.bias": ["a", "b"]}, "2.bias: "),
+        (good | {"2.bias": [np.nan, 0]}, "2.bias: "),
+    ]
     for state, name in bad:
         with pytest.raises((ValueError, TypeError), match=f"^{name}"):
             model.load_state_dict(state)
@@ -438,11 +501,13 @@ def test_a_relu_has_slope_zero_at_zero():
 
 # --- check_gradients and summary
 
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_right_gradients_pass_whatever_the_dtype(dtype):
     rng = np.random.default_rng(0)
-    model = Sequential(Linear(3, 5, rng=rng, dtype=dtype), Tanh(),
-                       Linear(5, 3, rng=rng, dtype=dtype))
+    model = Sequential(
+        Linear(3, 5, rng=rng, dtype=dtype), Tanh(), Linear(5, 3, rng=rng, dtype=dtype)
+    )
     before = copy.deepcopy(model.state_dict())
     x = rng.normal(size=(4, 3)).astype(dtype)
     assert check_gradients(model, CrossEntropyLoss(), x, [0, 1, 2, 0]) < 1e-7
@@ -458,7 +523,7 @@ class WrongBias(Linear):
 
 class WrongInput(Tanh):
     def backward(self, grad, cache, input_grad=True):
-        return grad * (1 - cache ** 3), {}
+        return grad * (1 - cache**3), {}
 
 
 @pytest.mark.parametrize("layer", [WrongBias(5, 5, rng=3), WrongInput()])
@@ -496,17 +561,23 @@ def test_summary_counts_and_prints():
     model = Sequential(Linear(6, 5), Sequential(ReLU(), Linear(5, 2, bias=False)))
     table = summary(model, (4, 6))
     assert table.parameters == 6 * 5 + 5 + 10 == sum(p.size for p in model.params.values())
-    assert table.rows == [("0", "Linear(6, 5)", (4, 5), 35), ("1.0", "ReLU()", (4, 5), 0),
-                          ("1.1", "Linear(5, 2, bias=False)", (4, 2), 10)]
+    assert table.rows == [
+        ("0", "Linear(6, 5)", (4, 5), 35),
+        ("1.0", "ReLU()", (4, 5), 0),
+        ("1.1", "Linear(5, 2, bias=False)", (4, 2), 10),
+    ]
     lines = str(table).splitlines()
     assert lines[0].split() == ["layer", "output", "shape", "parameters"]
     assert lines[-1].split() == ["all", "45"] and "(m, 4, 5)" in lines[1]
     assert table._repr_markdown_().count("\n") == 5
     assert summary(Tanh(), (3,)).parameters == 0
     assert summary(Linear(3, 2, dtype=float), (3,)).rows == [("", "Linear(3, 2)", (2,), 8)]
-    for wrong, shape, error in ((np.tanh, (3,), TypeError), (Linear(3, 2), (4,), ValueError),
-                                (Linear(3, 2), (0,), ValueError),
-                                (Linear(3, 2), ("3",), TypeError)):
+    for wrong, shape, error in (
+        (np.tanh, (3,), TypeError),
+        (Linear(3, 2), (4,), ValueError),
+        (Linear(3, 2), (0,), ValueError),
+        (Linear(3, 2), ("3",), TypeError),
+    ):
         with pytest.raises(error, match="^(model|x|input_shape): "):
             summary(wrong, shape)
 
@@ -514,9 +585,14 @@ def test_summary_counts_and_prints():
 # --- bad input
 
 ONE = [f for name in ELEMENTWISE for f in function(name)[:1]]
-BAD_ARRAYS = {"real numbers": ["a"], "real numbers, got dtype complex": [1j], "finite": [np.nan],
-              "finite numbers": [[np.inf]], "rows of unequal length": [[1], [1, 2]],
-              "no masked": np.ma.array([1.0, 2], mask=[0, 1])}
+BAD_ARRAYS = {
+    "real numbers": ["a"],
+    "real numbers, got dtype complex": [1j],
+    "finite": [np.nan],
+    "finite numbers": [[np.inf]],
+    "rows of unequal length": [[1], [1, 2]],
+    "no masked": np.ma.array([1.0, 2], mask=[0, 1]),
+}
 
 
 @pytest.mark.parametrize("message", BAD_ARRAYS)
@@ -524,71 +600,96 @@ def test_arrays_that_are_no_numbers_are_named(message):
     bad = BAD_ARRAYS[message]
     calls = [(f, "x") for f in [*ONE, dl.softmax, dl.log_softmax]]
     calls += [(lambda a, f=f: function(f)[1](a, [1.0]), "grad") for f in [*ELEMENTWISE, *ROWWISE]]
-    calls += [(lambda a, f=f: function(f)[1]([1.0], a), "x" if f in FROM_INPUT else "y")
-              for f in [*ELEMENTWISE, *ROWWISE]]
-    calls += [(lambda a, f=g: f(a, [1.0]), "answer") for f in LOSSES for g in function(f)]
-    calls += [(lambda a, f=g, x=[[1.0]] if n == "cross_entropy" else [1.0]: f(x, a), "target")
-              for n in LOSSES for g in function(n)]
-    calls += [(lambda a: dl.linear(a, [[1.0]]), "x"), (lambda a: dl.linear([1.0], a), "weight"),
-              (lambda a: dl.linear([1.0], [[1.0]], a), "bias"),
-              (lambda a: dl.linear_backward(a, [1.0], [[1.0]]), "grad"),
-              (lambda a: check_gradients(Tanh(), MSELoss(), a, [1.0]), "x")]
+    calls += [
+        (lambda a, f=f: function(f)[1]([1.0], a), "x" if f in FROM_INPUT else "y")
+        for f in [*ELEMENTWISE, *ROWWISE]
+    ]
+    calls += [(lambda a, f=g: f(a, [1.0]), "output") for f in LOSSES for g in function(f)]
+    calls += [
+        (lambda a, f=g, x=[[1.0]] if n == "cross_entropy" else [1.0]: f(x, a), "target")
+        for n in LOSSES
+        for g in function(n)
+    ]
+    calls += [
+        (lambda a: dl.linear(a, [[1.0]]), "x"),
+        (lambda a: dl.linear([1.0], a), "weight"),
+        (lambda a: dl.linear([1.0], [[1.0]], a), "bias"),
+        (lambda a: dl.linear_backward(a, [1.0], [[1.0]]), "grad"),
+        (lambda a: check_gradients(Tanh(), MSELoss(), a, [1.0]), "x"),
+    ]
     for call, name in calls:
         with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
             call(bad)
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize(("call", "name"), [
-    (lambda: dl.sigmoid_backward([1.0, 2], [1.0]), "grad"),
-    (lambda: dl.gelu_backward([[1.0]], [1.0]), "grad"),
-    (lambda: dl.gelu([1.0], approximate="erf"), "approximate"),
-    (lambda: GELU("exact"), "approximate"),
-    (lambda: dl.softmax(1.0), "dim"), (lambda: dl.softmax([1.0], 1), "dim"),
-    (lambda: dl.softmax([1.0], -2), "dim"), (lambda: dl.softmax([1.0], 0.0), "dim"),
-    (lambda: dl.softmax([1.0], True), "dim"), (lambda: dl.softmax([1.0], None), "dim"),
-    (lambda: dl.log_softmax(np.zeros((2, 0))), "x"), (lambda: Softmax(2)(np.ones((2, 2))), "dim"),
-    (lambda: dl.softmax_backward(np.ones(2), np.ones(3)), "grad"),
-    (lambda: dl.linear([1.0, 2], [[1.0]]), "x"), (lambda: dl.linear(1.0, [[1.0]]), "x"),
-    (lambda: dl.linear([1.0], [1.0]), "weight"), (lambda: dl.linear([1.0], [[1.0]], 1), "bias"),
-    (lambda: dl.linear(np.ones((2, 0)), np.ones((3, 0))), "weight"),
-    (lambda: dl.linear([1e308], [[10.0]]), "answer to x"),
-    (lambda: dl.linear_backward([[1.0]], [1.0], [[1.0]]), "grad"),
-    (lambda: dl.mse_loss([1.0], [[1.0]]), "target"), (lambda: dl.mse_loss([], []), "answer"),
-    (lambda: dl.mse_loss([1.0], [1.0], "none"), "reduction"),
-    (lambda: MSELoss("none"), "reduction"), (lambda: MSELoss(["mean"]), "reduction"),
-    (lambda: dl.binary_cross_entropy_with_logits([1.0], [1.5]), "target"),
-    (lambda: dl.binary_cross_entropy_with_logits([1.0], [-0.5]), "target"),
-    (lambda: dl.binary_cross_entropy_with_logits([1.0], [[1.0]]), "target"),
-    (lambda: dl.cross_entropy([1.0], [0]), "answer"),
-    (lambda: dl.cross_entropy(np.ones((0, 3)), []), "answer"),
-    (lambda: dl.cross_entropy(np.ones((3, 0)), [0, 0, 0]), "answer"),
-    (lambda: dl.cross_entropy(np.ones((2, 3)), [0]), "target"),
-    (lambda: dl.cross_entropy(np.ones((2, 3)), np.eye(3)[:2]), "target"),
-    (lambda: dl.cross_entropy(np.ones((2, 3)), [0, 3]), "target"),
-    (lambda: dl.cross_entropy(np.ones((2, 3)), [0, -1]), "target"),
-    (lambda: dl.cross_entropy(np.ones((2, 3)), [0, 0.5]), "target"),
-    (lambda: dl.cross_entropy(np.ones((2, 3, 4)), [0, 1]), "target"),
-    (lambda: dl.cross_entropy(np.ones((1, 3)), [2**63]), "target"),
-    (lambda: CrossEntropyLoss()(np.ones((2, 3)), np.array([2, 3])), "target"),
-    (lambda: CrossEntropyLoss()(np.ones((2, 3)), np.array([-1, 0], np.int8)), "target"),
-    (lambda: CrossEntropyLoss()(np.ones((1, 3)), np.array([2**64 - 1], np.uint64)), "target"),
-    (lambda: Linear(0, 1), "in_features"), (lambda: Linear(1, -1), "out_features"),
-    (lambda: Linear(1.0, 1), "in_features"), (lambda: Linear(1, True), "out_features"),
-    (lambda: Linear(1, 1, rng="a"), "rng"), (lambda: Linear(1, 1, rng=-1), "rng"),
-    (lambda: Linear(1, 1, dtype=int), "dtype"),
-    (lambda: Linear(1, 1, dtype=np.float16), "dtype"),
-    (lambda: Linear(2, 1)(np.ones((3, 2))), "x"),
-    (lambda: Linear(2, 1)(np.ones(3, np.float32)), "x"),
-    (lambda: Linear(2, 1, dtype=float)(1.0), "x"),
-    (lambda: Linear(2, 1, dtype=float)(["a", "b"]), "x"),
-    (lambda: Tanh().backward(np.ones(3), Tanh().forward(np.ones(4))[1]), "grad"),
-    (lambda: Tanh().backward(np.ones(4, np.float32), Tanh().forward(np.ones(4))[1]), "grad"),
-    (lambda: Linear(2, 1, dtype=float).backward(np.ones((3, 1)), np.ones((4, 2))), "grad"),
-    (lambda: Linear(2, 1).backward(np.ones((4, 1)), np.ones((4, 2), np.float32)), "grad"),
-    (lambda: Softmax().backward(np.ones(3), Softmax().forward(np.ones(4))[1]), "grad"),
-    (lambda: Softmax().backward(np.ones(4, np.float32), Softmax().forward(np.ones(4))[1]), "grad"),
-])
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: dl.sigmoid_backward([1.0, 2], [1.0]), "grad"),
+        (lambda: dl.gelu_backward([[1.0]], [1.0]), "grad"),
+        (lambda: dl.gelu([1.0], approximate="erf"), "approximate"),
+        (lambda: GELU("exact"), "approximate"),
+        (lambda: dl.softmax(1.0), "dim"),
+        (lambda: dl.softmax([1.0], 1), "dim"),
+        (lambda: dl.softmax([1.0], -2), "dim"),
+        (lambda: dl.softmax([1.0], 0.0), "dim"),
+        (lambda: dl.softmax([1.0], True), "dim"),
+        (lambda: dl.softmax([1.0], None), "dim"),
+        (lambda: dl.log_softmax(np.zeros((2, 0))), "x"),
+        (lambda: Softmax(2)(np.ones((2, 2))), "dim"),
+        (lambda: dl.softmax_backward(np.ones(2), np.ones(3)), "grad"),
+        (lambda: dl.linear([1.0, 2], [[1.0]]), "x"),
+        (lambda: dl.linear(1.0, [[1.0]]), "x"),
+        (lambda: dl.linear([1.0], [1.0]), "weight"),
+        (lambda: dl.linear([1.0], [[1.0]], 1), "bias"),
+        (lambda: dl.linear(np.ones((2, 0)), np.ones((3, 0))), "weight"),
+        (lambda: dl.linear([1e308], [[10.0]]), "output for x"),
+        (lambda: dl.linear_backward([[1.0]], [1.0], [[1.0]]), "grad"),
+        (lambda: dl.mse_loss([1.0], [[1.0]]), "target"),
+        (lambda: dl.mse_loss([], []), "output"),
+        (lambda: dl.mse_loss([1.0], [1.0], "none"), "reduction"),
+        (lambda: MSELoss("none"), "reduction"),
+        (lambda: MSELoss(["mean"]), "reduction"),
+        (lambda: dl.binary_cross_entropy_with_logits([1.0], [1.5]), "target"),
+        (lambda: dl.binary_cross_entropy_with_logits([1.0], [-0.5]), "target"),
+        (lambda: dl.binary_cross_entropy_with_logits([1.0], [[1.0]]), "target"),
+        (lambda: dl.cross_entropy([1.0], [0]), "output"),
+        (lambda: dl.cross_entropy(np.ones((0, 3)), []), "output"),
+        (lambda: dl.cross_entropy(np.ones((3, 0)), [0, 0, 0]), "output"),
+        (lambda: dl.cross_entropy(np.ones((2, 3)), [0]), "target"),
+        (lambda: dl.cross_entropy(np.ones((2, 3)), np.eye(3)[:2]), "target"),
+        (lambda: dl.cross_entropy(np.ones((2, 3)), [0, 3]), "target"),
+        (lambda: dl.cross_entropy(np.ones((2, 3)), [0, -1]), "target"),
+        (lambda: dl.cross_entropy(np.ones((2, 3)), [0, 0.5]), "target"),
+        (lambda: dl.cross_entropy(np.ones((2, 3, 4)), [0, 1]), "target"),
+        (lambda: dl.cross_entropy(np.ones((1, 3)), [2**63]), "target"),
+        (lambda: CrossEntropyLoss()(np.ones((2, 3)), np.array([2, 3])), "target"),
+        (lambda: CrossEntropyLoss()(np.ones((2, 3)), np.array([-1, 0], np.int8)), "target"),
+        (lambda: CrossEntropyLoss()(np.ones((1, 3)), np.array([2**64 - 1], np.uint64)), "target"),
+        (lambda: Linear(0, 1), "in_features"),
+        (lambda: Linear(1, -1), "out_features"),
+        (lambda: Linear(1.0, 1), "in_features"),
+        (lambda: Linear(1, True), "out_features"),
+        (lambda: Linear(1, 1, rng="a"), "rng"),
+        (lambda: Linear(1, 1, rng=-1), "rng"),
+        (lambda: Linear(1, 1, dtype=int), "dtype"),
+        (lambda: Linear(1, 1, dtype=np.float16), "dtype"),
+        (lambda: Linear(2, 1)(np.ones((3, 2))), "x"),
+        (lambda: Linear(2, 1)(np.ones(3, np.float32)), "x"),
+        (lambda: Linear(2, 1, dtype=float)(1.0), "x"),
+        (lambda: Linear(2, 1, dtype=float)(["a", "b"]), "x"),
+        (lambda: Tanh().backward(np.ones(3), Tanh().forward(np.ones(4))[1]), "grad"),
+        (lambda: Tanh().backward(np.ones(4, np.float32), Tanh().forward(np.ones(4))[1]), "grad"),
+        (lambda: Linear(2, 1, dtype=float).backward(np.ones((3, 1)), np.ones((4, 2))), "grad"),
+        (lambda: Linear(2, 1).backward(np.ones((4, 1)), np.ones((4, 2), np.float32)), "grad"),
+        (lambda: Softmax().backward(np.ones(3), Softmax().forward(np.ones(4))[1]), "grad"),
+        (
+            lambda: Softmax().backward(np.ones(4, np.float32), Softmax().forward(np.ones(4))[1]),
+            "grad",
+        ),
+    ],
+)
 def test_the_argument_at_fault_is_named(call, name):
     with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
         call()
@@ -615,8 +716,11 @@ def test_empty_batches_pass_where_that_has_a_meaning():
 
 
 def test_the_base_classes_leave_the_work_to_others():
-    for call in (lambda: Layer()(np.ones(1)), lambda: Layer().backward(np.ones(1), None),
-                 lambda: Loss()(np.ones(1), np.ones(1))):
+    for call in (
+        lambda: Layer()(np.ones(1)),
+        lambda: Layer().backward(np.ones(1), None),
+        lambda: Loss()(np.ones(1), np.ones(1)),
+    ):
         with pytest.raises(NotImplementedError):
             call()
 
@@ -624,7 +728,8 @@ def test_the_base_classes_leave_the_work_to_others():
 GOOD_OR_REFUSED = hnp.arrays(
     dtype=st.sampled_from([np.float64, np.float32, np.int64, np.bool_, np.complex128, object]),
     shape=hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3),
-    elements=st.sampled_from([0, 1]))
+    elements=st.sampled_from([0, 1]),
+)
 
 
 @pytest.mark.kernel
@@ -635,14 +740,18 @@ def test_arrays_of_any_shape_are_right_or_refused_by_name(a, b, c):
     calls += [lambda f=f: function(f)[1](a, b) for f in [*ELEMENTWISE, *ROWWISE]]
     calls += [lambda g=g: g(a, b) for f in LOSSES for g in function(f)]
     calls += [lambda f=f: f()(a, b) for f in LOSSES.values()]
-    calls += [lambda: dl.linear(a, b, c), lambda: dl.linear_backward(a, b, c),
-              lambda: Linear(2, 3, dtype=float)(a)]
-    names = "x|y|grad|answer|target|dim|weight|bias"
+    calls += [
+        lambda: dl.linear(a, b, c),
+        lambda: dl.linear_backward(a, b, c),
+        lambda: Linear(2, 3, dtype=float)(a),
+    ]
+    names = "x|y|grad|output|target|dim|weight|bias"
     for call in calls:
         try:
             result = call()
         except (TypeError, ValueError) as e:
             assert str(e).split(":")[0] in names.split("|"), e
         else:
-            assert all(np.isfinite(r).all() for r in
-                       (result if isinstance(result, tuple) else (result,)))
+            assert all(
+                np.isfinite(r).all() for r in (result if isinstance(result, tuple) else (result,))
+            )

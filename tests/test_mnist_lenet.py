@@ -1,4 +1,5 @@
 """experiments/mnist_lenet.py from its arguments to its result file, on digits that stand in."""
+
 import gzip
 import hashlib
 import importlib.util
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from dlnotes import data
+from dlnotes.datasets import images as data
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "mnist_lenet.py"
 
@@ -24,8 +25,9 @@ def script():
 
 
 def packed(array):
-    return gzip.compress(struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-                         + array.tobytes())
+    return gzip.compress(
+        struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +51,22 @@ def run(script, folder, tmp_path, monkeypatch, capsys):
     "Calls the script's `main` with its data and results in temporary folders."
     for source in ("_MNIST", "_FASHION_MNIST"):
         old = getattr(data, source)
-        sha256 = {file: hashlib.sha256((folder / old.name / file).read_bytes()).hexdigest()
-                  for file in old.sha256}
-        monkeypatch.setattr(data, source, old._replace(
-            mirrors=("http://127.0.0.1:9/",), sha256=sha256))
+        sha256 = {
+            file: hashlib.sha256((folder / old.name / file).read_bytes()).hexdigest()
+            for file in old.sha256
+        }
+        monkeypatch.setattr(
+            data, source, old._replace(mirrors=("http://127.0.0.1:9/",), sha256=sha256)
+        )
 
     def call(*arguments):
-        script.main(["--data", str(folder), "--results", str(tmp_path / "new" / "results"),
-                     *arguments])
+        script.main(
+            ["--data", str(folder), "--results", str(tmp_path / "new" / "results"), *arguments]
+        )
         name = "fashion_mnist_lenet" if "--fashion" in arguments else "mnist_lenet"
         result = json.loads((tmp_path / "new" / "results" / f"{name}.json").read_text())
         return result, capsys.readouterr().out
+
     return call
 
 
@@ -74,8 +81,14 @@ def test_it_learns_and_writes_down_what_it_did(run):
     for r in result["runs"]:
         assert len(r["train_loss"]) == 3 and r["train_loss"][-1] < r["train_loss"][0]
         assert f"seed {r['seed']}: {r['test_accuracy']:.2%} of the test images right" in out
-    assert result["settings"] == {"images": 1400, "epochs": 3, "batch_size": 32,
-                                  "optimizer": "AdamW", "lr": 2e-3, "schedule": "cosine_lr"}
+    assert result["settings"] == {
+        "images": 1400,
+        "epochs": 3,
+        "batch_size": 32,
+        "optimizer": "AdamW",
+        "lr": 2e-3,
+        "schedule": "cosine_lr",
+    }
     assert set(result["versions"]) == {"python", "dlnotes", "numba", "numpy"}
     assert "1400 images to learn from, 397 for the test" in out
     assert f"mean {np.mean(accuracies):.2%}" in out
@@ -97,15 +110,26 @@ def test_clothes_and_a_limit(run):
 def test_the_network_is_lenet_5(script):
     model = script.lenet(np.random.default_rng(0))
     assert [w.shape for w in model.params.values()] == [
-        (6, 1, 5, 5), (6,), (16, 6, 5, 5), (16,), (120, 400), (120,), (84, 120), (84,),
-        (10, 84), (10,)]
+        (6, 1, 5, 5),
+        (6,),
+        (16, 6, 5, 5),
+        (16,),
+        (120, 400),
+        (120,),
+        (84, 120),
+        (84,),
+        (10, 84),
+        (10,),
+    ]
     assert sum(w.size for w in model.params.values()) == 61_706
     assert all(w.dtype == np.float32 for w in model.params.values())
     assert model(np.zeros((2, 1, 28, 28), np.float32)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("wrong", [["--epochs", "0"], ["--limit", "0"], ["--seed", "-1"],
-                                   ["--batch-size", "x"], ["--cloth"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [["--epochs", "0"], ["--limit", "0"], ["--seed", "-1"], ["--batch-size", "x"], ["--cloth"]],
+)
 def test_wrong_arguments_end_it_with_a_word(script, wrong, capsys):
     with pytest.raises(SystemExit):
         script.main(wrong)

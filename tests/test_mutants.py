@@ -55,14 +55,15 @@ def test_the_choice_is_seeded_and_spread():
 
 def test_a_fault_is_planted_in_module_and_notebook(tmp_path):
     (fault,) = mutants.chosen(1, 0, "pooling")
-    for path in (f"dlnotes/{fault.module}.py", f"nbs/{fault.module}.ipynb"):
+    places = mutants.places(fault.module)
+    for path in places:
         target = tmp_path / path
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((mutants.REPO / path).read_bytes())
-    before = (mutants.REPO / f"nbs/{fault.module}.ipynb").read_text(encoding="utf-8")
+    before = (mutants.REPO / places[1]).read_text(encoding="utf-8")
     mutants.planted(fault, tmp_path)
-    module = (tmp_path / f"dlnotes/{fault.module}.py").read_text(encoding="utf-8")
-    book = json.loads((tmp_path / f"nbs/{fault.module}.ipynb").read_text(encoding="utf-8"))
+    module = (tmp_path / places[0]).read_text(encoding="utf-8")
+    book = json.loads((tmp_path / places[1]).read_text(encoding="utf-8"))
     assert module[fault.start :].startswith(fault.new)
     old = ["".join(cell["source"]) for cell in json.loads(before)["cells"]]
     new = ["".join(cell["source"]) for cell in book["cells"]]

@@ -1,4 +1,5 @@
 """The book's pages in a real browser, as the embedded renderer makes them."""
+
 import functools
 import http.server
 import os
@@ -21,8 +22,14 @@ SCHEMES = ("light", "dark")
 def book(tmp_path_factory):
     """The folder of this repository's book."""
     folder = tmp_path_factory.mktemp("site") / "book"
-    done = subprocess.run([sys.executable, "-m", "render", "--output", str(folder)], check=False,
-                          cwd=REPO, capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "render", "--output", str(folder)],
+        check=False,
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -30,6 +37,7 @@ def book(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(book):
     """Where the book is served on this machine."""
+
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
@@ -48,8 +56,9 @@ def pages(book):
 
 @pytest.fixture(scope="module")
 def browser():
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-                 None)
+    found = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     with playwright.sync_playwright() as driver:
         try:
             browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
@@ -67,13 +76,20 @@ def tab(browser):
     context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
     page = context.new_page()
     page.problems = []
-    page.on("console", lambda message: message.type in ("error", "warning")
-            and page.problems.append(message.text))
+    page.on(
+        "console",
+        lambda message: message.type in ("error", "warning") and page.problems.append(message.text),
+    )
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.on("requestfailed", lambda request: page.problems.append(request.url))
-    page.on("request", lambda request: urlsplit(request.url).scheme != "data"
+    page.on(
+        "request",
+        lambda request: (
+            urlsplit(request.url).scheme != "data"
             and urlsplit(request.url).hostname != "127.0.0.1"
-            and page.problems.append(f"a request to {request.url}"))
+            and page.problems.append(f"a request to {request.url}")
+        ),
+    )
     yield page
     context.close()
 
@@ -130,7 +146,7 @@ def test_search_finds_prose_and_functions(tab, address):
     tab.keyboard.press("ArrowDown")
     assert tab.locator("#results a:focus").count() == 1
     tab.keyboard.press("Enter")
-    tab.wait_for_url("**/nbs/api.html#*")
+    tab.wait_for_url("**/nbs/reference/api.html#*")
     assert not tab.problems
 
 
@@ -155,15 +171,23 @@ def test_steppers_answer_to_the_keyboard(tab, address, pages):
             def shown(stepper=stepper):
                 "Which frames can be seen, and whether they are pictures and not broken ones."
                 return stepper.locator("img").evaluate_all(
-                    "all => all.map(i => i.checkVisibility() && i.complete && i.naturalWidth > 0)")
+                    "all => all.map(i => i.checkVisibility() && i.complete && i.naturalWidth > 0)"
+                )
 
             count = len(shown())
             stepper.locator("button").first.focus()
-            for key, place in (("Home", 0), ("ArrowRight", 1), ("ArrowLeft", 0), ("End", count - 1),
-                               ("ArrowRight", count - 1)):
+            for key, place in (
+                ("Home", 0),
+                ("ArrowRight", 1),
+                ("ArrowLeft", 0),
+                ("End", count - 1),
+                ("ArrowRight", count - 1),
+            ):
                 tab.keyboard.press(key)
-                tab.wait_for_function("e => [...e.querySelectorAll('img')].every(i => i.complete)",
-                                      arg=stepper.element_handle())
+                tab.wait_for_function(
+                    "e => [...e.querySelectorAll('img')].every(i => i.complete)",
+                    arg=stepper.element_handle(),
+                )
                 assert shown() == [k == place for k in range(count)], (page, key)
     assert found and not tab.problems
 
@@ -177,8 +201,9 @@ def test_printed_pages_are_only_the_text(tab, address):
 
 def git(*arguments):
     "The lines that git prints; none where it fails."
-    done = subprocess.run(["git", *arguments], cwd=REPO, capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run(
+        ["git", *arguments], cwd=REPO, capture_output=True, text=True, check=False
+    )
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
@@ -189,19 +214,27 @@ def looked_at(pages):
     """
     if os.environ.get("DLNOTES_AXE") != "sample":
         return pages
-    lines = [*git("diff", "--name-only", "HEAD~1"),
-             *git("diff", "--name-only", "origin/main...HEAD"),
-             *git("log", "--since=1.day", "--name-only", "--format=")]
+    lines = [
+        *git("diff", "--name-only", "HEAD~1"),
+        *git("diff", "--name-only", "origin/main...HEAD"),
+        *git("log", "--since=1.day", "--name-only", "--format="),
+    ]
     changed = {Path(line).stem for line in lines if line.endswith((".ipynb", ".qmd"))}
     turn = int(*git("rev-list", "--count", "HEAD"))
-    return [page for i, page in enumerate(pages)
-            if (i + turn) % 4 == 0 or Path(page).stem in changed]
+    return [
+        page for i, page in enumerate(pages) if (i + turn) % 4 == 0 or Path(page).stem in changed
+    ]
 
 
 def test_a_sample_of_pages_holds_those_that_changed(monkeypatch):
     pages = [f"nbs/{letter}.html" for letter in "abcdefgh"]
-    monkeypatch.setattr(sys.modules[__name__], "git", lambda *arguments: {
-        "rev-list": ["7"], "diff": ["nbs/c.ipynb", "README.md"]}.get(arguments[0], []))
+    monkeypatch.setattr(
+        sys.modules[__name__],
+        "git",
+        lambda *arguments: {"rev-list": ["7"], "diff": ["nbs/c.ipynb", "README.md"]}.get(
+            arguments[0], []
+        ),
+    )
     monkeypatch.setenv("DLNOTES_AXE", "sample")
     assert looked_at(pages) == ["nbs/b.html", "nbs/c.html", "nbs/f.html"]
     monkeypatch.delenv("DLNOTES_AXE")
@@ -210,11 +243,15 @@ def test_a_sample_of_pages_holds_those_that_changed(monkeypatch):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_axe_finds_no_violation(tab, address, pages, scheme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright",
-                              reason="axe-playwright-python is not installed").Axe()
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+    ).Axe()
     for page in looked_at(pages):
         tab.emulate_media(color_scheme=scheme)
         tab.goto(f"{address}/{page}")
         found = axe.run(tab).response["violations"]
-        assert not found, [(page, item["id"], node["html"][:200], node["failureSummary"])
-                           for item in found for node in item["nodes"][:2]]
+        assert not found, [
+            (page, item["id"], node["html"][:200], node["failureSummary"])
+            for item in found
+            for node in item["nodes"][:2]
+        ]

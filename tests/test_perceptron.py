@@ -1,4 +1,5 @@
 """The perceptron beyond its chapter: shapes, dtypes, bad input, other programs, threads, seeds."""
+
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from dlnotes.checking import numerical_grad
+from dlnotes.core.checking import numerical_grad
+from dlnotes.kernels.perceptron_epoch import unrolled_epoch
 from dlnotes.perceptron import (
     Perceptron,
-    _epoch,
     _shuffle,
     heaviside,
     margin,
@@ -52,10 +53,17 @@ def plain_epoch(x, y, weight, bias, lr, order):
 
 # --- kernels against their definitions
 
+
 @pytest.mark.kernel
 @settings(deadline=None, max_examples=60)
-@given(m=st.integers(1, 23), n=st.integers(0, 19), seed=st.integers(0, 2**20),
-       dtype=st.sampled_from(DTYPES), lr=st.sampled_from([1.0, 0.5]), data=st.data())
+@given(
+    m=st.integers(1, 23),
+    n=st.integers(0, 19),
+    seed=st.integers(0, 2**20),
+    dtype=st.sampled_from(DTYPES),
+    lr=st.sampled_from([1.0, 0.5]),
+    data=st.data(),
+)
 def test_epoch_is_the_rule_applied_in_turn(m, n, seed, dtype, lr, data):
     x, y = whole_numbers(m, n, seed, dtype)
     order = data.draw(st.lists(st.integers(0, m - 1), min_size=1, max_size=40))
@@ -89,12 +97,17 @@ def test_average_is_the_mean_of_all_weights(m, dtype):
 
 @pytest.mark.kernel
 @settings(deadline=None, max_examples=100)
-@given(n=st.integers(1, 70), seed=st.integers(0, 2**20), dtype=st.sampled_from(DTYPES),
-       power=st.integers(0, 8), yes=st.booleans())
+@given(
+    n=st.integers(1, 70),
+    seed=st.integers(0, 2**20),
+    dtype=st.sampled_from(DTYPES),
+    power=st.integers(0, 8),
+    yes=st.booleans(),
+)
 def test_answers_are_right_from_the_error_bound_of_a_sum_on(n, seed, dtype, power, yes):
-    "In whatever order `_epoch` sums, it is within (n + 1) eps sum(|x w|), the bias included."
+    "In any order, the sum is within (n + 1) eps sum(|x w|), the bias included."
     rng = np.random.default_rng(seed)
-    x, w = rng.normal(size=(2, n + 1)) * 10.0**rng.integers(-power, power + 1, (2, n + 1))
+    x, w = rng.normal(size=(2, n + 1)) * 10.0 ** rng.integers(-power, power + 1, (2, n + 1))
     x, w = x.astype(dtype), w.astype(dtype)
     x[n] = 1
     products = [Fraction(float(a)) * Fraction(float(b)) for a, b in zip(x[:n], w[:n])]
@@ -104,8 +117,16 @@ def test_answers_are_right_from_the_error_bound_of_a_sum_on(n, seed, dtype, powe
     z = sum(products) + Fraction(float(w[n]))
     assert (z > 0) == yes and abs(z) > (n + 1) * float(np.finfo(dtype).eps) * (size + abs(w[n]))
     for label in (False, True):
-        mistakes = _epoch(x[None, :n], np.array([label]), np.zeros(1, np.int32), w.copy(),
-                          np.zeros(n + 1), dtype(1), dtype(1), 0)
+        mistakes = unrolled_epoch(
+            x[None, :n],
+            np.array([label]),
+            np.zeros(1, np.int32),
+            w.copy(),
+            np.zeros(n + 1),
+            dtype(1),
+            dtype(1),
+            0,
+        )
         assert mistakes == (label != yes)
 
 
@@ -123,7 +144,8 @@ def test_shuffle_is_a_permutation_and_changes_with_the_bits():
 @pytest.mark.parametrize("bias, one", [(0.0, 1.0), (-5.0, 0.0)])  # one = 0: there is no bias
 def test_a_sum_of_zero_says_yes_in_each_place_of_four(bias, one):
     w, rows = np.array([0.0, bias]), np.arange(8, dtype=np.int32)
-    assert _epoch(np.zeros((8, 1)), np.ones(8, bool), rows, w, np.zeros(2), 1.0, one, 0) == 0
+    x, y = np.zeros((8, 1)), np.ones(8, bool)
+    assert unrolled_epoch(x, y, rows, w, np.zeros(2), 1.0, one, 0) == 0
     assert w.tolist() == [0, bias]
 
 
@@ -131,16 +153,21 @@ def test_a_sum_of_zero_says_yes_in_each_place_of_four(bias, one):
 def test_epoch_of_no_rows_changes_nothing():
     w, u = np.ones(3), np.zeros(3)
     rows = np.zeros(0, np.int32)
-    assert _epoch(np.ones((4, 2)), np.ones(4, bool), rows, w, u, 1.0, 1.0, 0) == 0
+    assert unrolled_epoch(np.ones((4, 2)), np.ones(4, bool), rows, w, u, 1.0, 1.0, 0) == 0
     assert (w == 1).all() and (u == 0).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_dtype_of_the_examples_is_kept(dtype):
     x, y = whole_numbers(10, 3, 0, dtype)
-    for result in (weighted_sum(x, [1, 2, 3], 1), heaviside(x), perceptron_forward(x, [1, 2, 3]),
-                   *perceptron_update(x[0], 1, [1, 2, 3]), *perceptron_grad(x, y, [1, 2, 3]),
-                   *perceptron_epoch(x, y, [1, 2, 3])[:2]):
+    for result in (
+        weighted_sum(x, [1, 2, 3], 1),
+        heaviside(x),
+        perceptron_forward(x, [1, 2, 3]),
+        *perceptron_update(x[0], 1, [1, 2, 3]),
+        *perceptron_grad(x, y, [1, 2, 3]),
+        *perceptron_epoch(x, y, [1, 2, 3])[:2],
+    ):
         assert result.dtype == dtype
 
 
@@ -181,8 +208,9 @@ BAD_EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize("function", [perceptron_epoch, perceptron_loss, perceptron_grad, margin,
-                                      mistake_bound])
+@pytest.mark.parametrize(
+    "function", [perceptron_epoch, perceptron_loss, perceptron_grad, margin, mistake_bound]
+)
 @pytest.mark.parametrize("message", BAD_EXAMPLES)
 def test_bad_examples_are_named(function, message):
     good = dict(x=[[1, 2], [3, 4]], y=[0, 1], weight=[1, 2], bias=0)
@@ -197,15 +225,21 @@ def test_rows_outside_are_refused(order):
         perceptron_epoch([[1, 2], [3, 4]], [0, 1], [1, 2], order=order)
 
 
-@pytest.mark.parametrize(("call", "name"), [
-    (lambda: weighted_sum(1.0, [1]), "x"), (lambda: weighted_sum([1, 2], [1]), "weight"),
-    (lambda: weighted_sum([1, 2], [1, 2], [0, 0]), "bias"), (lambda: heaviside("a"), "z"),
-    (lambda: heaviside(np.nan), "z"), (lambda: perceptron_update([[1, 2]], 1, [1, 2]), "x"),
-    (lambda: perceptron_update([1, 2], 3, [1, 2]), "y"),
-    (lambda: perceptron_update([1, 2], 1, [1, 2], lr=np.nan), "lr"),
-    (lambda: perceptron_epoch([[1, 2]], [1], [1, 2], lr=[1, 2]), "lr"),
-    (lambda: margin([[1]], [1], [0]), "weight"),
-])
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: weighted_sum(1.0, [1]), "x"),
+        (lambda: weighted_sum([1, 2], [1]), "weight"),
+        (lambda: weighted_sum([1, 2], [1, 2], [0, 0]), "bias"),
+        (lambda: heaviside("a"), "z"),
+        (lambda: heaviside(np.nan), "z"),
+        (lambda: perceptron_update([[1, 2]], 1, [1, 2]), "x"),
+        (lambda: perceptron_update([1, 2], 3, [1, 2]), "y"),
+        (lambda: perceptron_update([1, 2], 1, [1, 2], lr=np.nan), "lr"),
+        (lambda: perceptron_epoch([[1, 2]], [1], [1, 2], lr=[1, 2]), "lr"),
+        (lambda: margin([[1]], [1], [0]), "weight"),
+    ],
+)
 def test_the_argument_at_fault_is_named(call, name):
     with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
         call()
@@ -217,16 +251,28 @@ def test_no_bound_without_a_separating_neuron():
 
 # --- the classifier
 
+
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("settings", [{}, {"average": True}, {"fit_intercept": False},
-                                      {"shuffle": False}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"average": True}, {"fit_intercept": False}, {"shuffle": False}], ids=str
+)
 def test_scikit_learns_own_checks_with_nothing_excused(settings):
     check_estimator(Perceptron(random_state=0, **settings))  # a skipped check is an error too
 
 
-@pytest.mark.parametrize("setting", [
-    dict(eta0=0), dict(eta0=-1), dict(eta0=np.nan), dict(eta0=np.inf), dict(eta0="1"),
-    dict(max_iter=0), dict(max_iter=1.5), dict(max_iter=None)])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        dict(eta0=0),
+        dict(eta0=-1),
+        dict(eta0=np.nan),
+        dict(eta0=np.inf),
+        dict(eta0="1"),
+        dict(max_iter=0),
+        dict(max_iter=1.5),
+        dict(max_iter=None),
+    ],
+)
 def test_settings_out_of_range_are_refused(setting):
     name = next(iter(setting))
     with pytest.raises(ValueError, match=f"^{name}: "):
@@ -330,6 +376,7 @@ def test_several_threads_learn_at_once():
 
 # --- PyTorch
 
+
 @settings(deadline=None, max_examples=30)
 @given(m=st.integers(1, 12), n=st.integers(1, 9), seed=st.integers(0, 2**20))
 def test_parity_with_pytorch(m, n, seed):
@@ -350,10 +397,12 @@ def test_parity_with_pytorch(m, n, seed):
     np.testing.assert_allclose(grad_b, tb.grad.item(), atol=1e-10)
     np.testing.assert_array_equal(
         heaviside(z.detach().numpy()),
-        torch.heaviside(z.detach(), torch.ones((), dtype=torch.float64)).numpy())
+        torch.heaviside(z.detach(), torch.ones((), dtype=torch.float64)).numpy(),
+    )
 
 
 # --- what a review found: each of these once went wrong
+
 
 @pytest.mark.kernel
 def test_a_fit_that_fails_leaves_nothing_to_go_on_from():

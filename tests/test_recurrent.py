@@ -1,4 +1,5 @@
 """Recurrent layers beside PyTorch and their plain definitions: shapes, masks, states, bad input."""
+
 import copy
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,11 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlnotes import load, save, set_num_threads
-from dlnotes.cells import _backward, _forward, _panels, _plain_backward, _plain_forward, _plan
+from dlnotes.core.execution import num_threads
+from dlnotes.kernels.recurrence import (
+    plain_backward,
+    plain_forward,
+    recurrence_backward,
+    recurrence_forward,
+    recurrence_plan,
+    weight_panels,
+)
 from dlnotes.lstm import GRU, LSTM
-from dlnotes.recurrent import Dropout, Recurrent
-from dlnotes.rnn import RNN
-from dlnotes.threads import num_threads
+from dlnotes.rnn import RNN, Recurrent
+from dlnotes.training import Dropout
 
 LAYERS = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
 CELLS = ["tanh", "relu", "gru", "lstm"]
@@ -37,6 +45,7 @@ def floats(rng, *shape, dtype=np.float64):
 def layer_and_torch(kind, inputs, hidden, dtype=np.float64, seed=0, **options):
     "A layer of ours, and PyTorch's with the same weights, in float64."
     import torch
+
     ours = LAYERS[kind](inputs, hidden, rng=seed, dtype=dtype, **options)
     theirs = getattr(torch.nn, kind)(inputs, hidden, batch_first=True, **options).double()
     theirs.load_state_dict({k: torch.tensor(v).double() for k, v in ours.state_dict().items()})
@@ -56,6 +65,7 @@ def in_torch(net, x, state, lengths, grad_y, grad_ends):
     "Outputs, last states and gradients by x, the first states and all weights, as arrays."
     import torch
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
     leaves = [torch.tensor(a).double().requires_grad_() for a in (x, *state)]
     first = as_state(leaves[1:])
     if lengths is None:
@@ -65,10 +75,16 @@ def in_torch(net, x, state, lengths, grad_y, grad_ends):
         y, ends = net(packed, first)
         y, _ = pad_packed_sequence(y, True, total_length=x.shape[1])
     weights = dict(net.named_parameters())
-    grads = torch.autograd.grad([y, *each(ends)], [*leaves, *weights.values()],
-                                [torch.tensor(g).double() for g in (grad_y, *grad_ends)])
-    return ([a.detach().numpy() for a in (y, *each(ends))], [g.numpy() for g in grads],
-            list(weights))
+    grads = torch.autograd.grad(
+        [y, *each(ends)],
+        [*leaves, *weights.values()],
+        [torch.tensor(g).double() for g in (grad_y, *grad_ends)],
+    )
+    return (
+        [a.detach().numpy() for a in (y, *each(ends))],
+        [g.numpy() for g in grads],
+        list(weights),
+    )
 
 
 def compare(kind, m, steps, inputs, hidden, dtype, tolerance, seed, padded, **options):
@@ -99,20 +115,47 @@ def compare(kind, m, steps, inputs, hidden, dtype, tolerance, seed, padded, **op
 
 # --- PyTorch
 
+
 @settings(max_examples=60, deadline=None)
-@given(kind=kinds, m=st.integers(1, 20), steps=st.integers(1, 12), inputs=st.integers(1, 40),
-       hidden=st.integers(1, 40), layers=st.integers(1, 3), both=st.booleans(),
-       bias=st.booleans(), padded=st.booleans(), relu=st.booleans(), seed=seeds)
-def test_parity_with_pytorch(kind, m, steps, inputs, hidden, layers, both, bias, padded, relu,
-                             seed):
+@given(
+    kind=kinds,
+    m=st.integers(1, 20),
+    steps=st.integers(1, 12),
+    inputs=st.integers(1, 40),
+    hidden=st.integers(1, 40),
+    layers=st.integers(1, 3),
+    both=st.booleans(),
+    bias=st.booleans(),
+    padded=st.booleans(),
+    relu=st.booleans(),
+    seed=seeds,
+)
+def test_parity_with_pytorch(
+    kind, m, steps, inputs, hidden, layers, both, bias, padded, relu, seed
+):
     options = {"nonlinearity": "relu"} if relu and kind == "RNN" else {}
-    compare(kind, m, steps, inputs, hidden, np.float64, 1e-10, seed, padded, num_layers=layers,
-            bidirectional=both, bias=bias, **options)
+    compare(
+        kind,
+        m,
+        steps,
+        inputs,
+        hidden,
+        np.float64,
+        1e-10,
+        seed,
+        padded,
+        num_layers=layers,
+        bidirectional=both,
+        bias=bias,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("kind", sorted(LAYERS))
-@pytest.mark.parametrize("sizes", [(33, 40, 65, 128), (1, 300, 64, 64), (128, 9, 28, 100),
-                                   (3, 150, 1, 37), (2, 5, 130, 1)])
+@pytest.mark.parametrize(
+    "sizes",
+    [(33, 40, 65, 128), (1, 300, 64, 64), (128, 9, 28, 100), (3, 150, 1, 37), (2, 5, 130, 1)],
+)
 def test_parity_at_sizes_of_several_chunks_threads_and_panels(kind, sizes):
     compare(kind, *sizes, np.float64, 1e-10, 0, True, bidirectional=True)
     # float32: sums of up to 128 + 128 products in each of up to 300 steps, whose errors of 6e-8
@@ -124,6 +167,7 @@ def test_parity_at_sizes_of_several_chunks_threads_and_panels(kind, sizes):
 def test_weights_go_to_pytorch_and_back_in_files(kind, tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
+
     options = dict(num_layers=3, bidirectional=True)
     ours, theirs = layer_and_torch(kind, 4, 6, np.float32, **options)
     theirs = theirs.float()
@@ -147,12 +191,15 @@ def test_first_values_are_pytorchs_even_ones():
 
 # --- kernels beside their definition
 
+
 def arguments(cell, m, steps, inputs, n, dtype, seed, mask):
     rng, k = np.random.default_rng(seed), {"lstm": 4, "gru": 3}.get(cell, 1) * n
-    weights = [floats(rng, *s, dtype=dtype) / dtype(n**0.5)
-               for s in [(k, inputs), (k, n), (k,), (k,)]]
-    states = [tuple(floats(rng, m, n, dtype=dtype) for _ in range(1 + (cell == "lstm")))
-              for _ in range(2)]
+    weights = [
+        floats(rng, *s, dtype=dtype) / dtype(n**0.5) for s in [(k, inputs), (k, n), (k,), (k,)]
+    ]
+    states = [
+        tuple(floats(rng, m, n, dtype=dtype) for _ in range(1 + (cell == "lstm"))) for _ in range(2)
+    ]
     x, grad = floats(rng, m, steps, inputs, dtype=dtype), floats(rng, m, steps, n, dtype=dtype)
     holes = rng.random((m, steps)) < 0.6 if mask else None
     return (cell, x, states[0], weights, holes), (grad, states[1])
@@ -167,13 +214,20 @@ def both_ways(ahead, back, args, grads, reverse):
 @pytest.mark.kernel
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @settings(max_examples=30, deadline=None)
-@given(cell=st.sampled_from(CELLS), m=st.integers(1, 18), steps=st.integers(1, 9),
-       inputs=st.integers(1, 40), n=st.integers(1, 40), mask=st.booleans(), reverse=st.booleans(),
-       seed=seeds)
+@given(
+    cell=st.sampled_from(CELLS),
+    m=st.integers(1, 18),
+    steps=st.integers(1, 9),
+    inputs=st.integers(1, 40),
+    n=st.integers(1, 40),
+    mask=st.booleans(),
+    reverse=st.booleans(),
+    seed=seeds,
+)
 def test_kernels_beside_their_definition(dtype, cell, m, steps, inputs, n, mask, reverse, seed):
     args, grads = arguments(cell, m, steps, inputs, n, dtype, seed, mask)
-    got = both_ways(_forward, _backward, args, grads, reverse)
-    wanted = both_ways(_plain_forward, _plain_backward, args, grads, reverse)
+    got = both_ways(recurrence_forward, recurrence_backward, args, grads, reverse)
+    wanted = both_ways(plain_forward, plain_backward, args, grads, reverse)
     tolerance = 1e-11 if dtype is np.float64 else 1e-4  # 9 steps of sums of up to 160 products
     for a, b in zip(got, wanted):
         assert a.shape == b.shape and a.dtype == dtype
@@ -186,8 +240,10 @@ def test_chunks_and_threads(cell):
     "More steps than a chunk has, and a batch that two threads share."
     for sizes in [(1, 140, 3, 5), (3, 45, 2, 4), (21, 9, 33, 34)]:
         args, grads = arguments(cell, *sizes, np.float64, 0, True)
-        wanted = both_ways(_plain_forward, _plain_backward, args, grads, True)
-        for a, b in zip(both_ways(_forward, _backward, args, grads, True), wanted):
+        wanted = both_ways(plain_forward, plain_backward, args, grads, True)
+        for a, b in zip(
+            both_ways(recurrence_forward, recurrence_backward, args, grads, True), wanted
+        ):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
 
 
@@ -196,8 +252,8 @@ def test_work_is_shared_only_where_it_pays():
     kept = num_threads()
     try:
         set_num_threads(4)
-        assert len(_plan("gru", small, 8).cuts) == 1
-        cuts = _plan("gru", large, 64).cuts
+        assert len(recurrence_plan("gru", small, 8).cuts) == 1
+        cuts = recurrence_plan("gru", large, 64).cuts
         assert len(cuts) == 4 and cuts[0][0] == 0 and cuts[-1][1] == 70
         assert all(a[1] == b[0] for a, b in zip(cuts, cuts[1:]))
         x, layer = floats(np.random.default_rng(0), 70, 100, 64, dtype=np.float32), GRU(64, 64)
@@ -212,13 +268,14 @@ def test_work_is_shared_only_where_it_pays():
 def test_panels_hold_all_columns_and_zeros():
     w = np.arange(5 * 70, dtype=np.float32).reshape(5, 70)
     for matrix in (w, w.T, w[:, ::2], w[:1, :1]):
-        panels = _panels(matrix)
+        panels = weight_panels(matrix)
         joined = np.hstack(panels)
-        np.testing.assert_array_equal(joined[:, :matrix.shape[1]], matrix)
-        assert not joined[:, matrix.shape[1]:].any() and panels.ctypes.data % 64 == 0
+        np.testing.assert_array_equal(joined[:, : matrix.shape[1]], matrix)
+        assert not joined[:, matrix.shape[1] :].any() and panels.ctypes.data % 64 == 0
 
 
 # --- states and masks
+
 
 @pytest.mark.parametrize("kind", sorted(LAYERS))
 @settings(max_examples=10, deadline=None)
@@ -244,8 +301,7 @@ def test_holes_are_as_if_they_were_not_there(kind):
     mask[0] = False
     x[~mask] = np.nan
     (y, ends), cache = model.forward(x, mask=mask)
-    grad_y, grad_ends = floats(rng, *y.shape), as_state([floats(rng, *e.shape)
-                                                         for e in each(ends)])
+    grad_y, grad_ends = floats(rng, *y.shape), as_state([floats(rng, *e.shape) for e in each(ends)])
     grad_y[~mask] = np.nan
     (dx, first), grads = model.backward((grad_y, grad_ends), cache)
     assert (y[~mask] == 0).all() and (dx[~mask] == 0).all()
@@ -254,12 +310,12 @@ def test_holes_are_as_if_they_were_not_there(kind):
         np.testing.assert_array_equal(g[:, 0], e[:, 0])
     total = {name: 0 for name in grads}
     for k in range(1, 6):
-        (own, last), cache = model.forward(x[k:k + 1, mask[k]])
+        (own, last), cache = model.forward(x[k : k + 1, mask[k]])
         np.testing.assert_allclose(y[k, mask[k]], own[0], rtol=0, atol=1e-13)
         for a, b in zip(each(ends), each(last)):
             np.testing.assert_allclose(a[:, k], b[:, 0], rtol=0, atol=1e-13)
-        part = as_state([e[:, k:k + 1] for e in each(grad_ends)])
-        (own, _), more = model.backward((grad_y[k:k + 1, mask[k]], part), cache)
+        part = as_state([e[:, k : k + 1] for e in each(grad_ends)])
+        (own, _), more = model.backward((grad_y[k : k + 1, mask[k]], part), cache)
         np.testing.assert_allclose(dx[k, mask[k]], own[0], rtol=0, atol=1e-12)
         total = {name: g + more[name] for name, g in total.items()}
     for name, g in grads.items():
@@ -284,17 +340,21 @@ def test_gradients_that_are_none_are_zeros(kind):
     model = LAYERS[kind](3, 5, 2, bidirectional=True, rng=0, dtype=np.float64)
     x = floats(rng, 4, 6, 3)
     (y, ends), cache = model.forward(x)
-    grad_y, grad_ends = floats(rng, *y.shape), as_state([floats(rng, *e.shape)
-                                                         for e in each(ends)])
+    grad_y, grad_ends = floats(rng, *y.shape), as_state([floats(rng, *e.shape) for e in each(ends)])
     nothing = as_state([np.zeros(e.shape) for e in each(ends)])
 
     def flat(grad):
         (dx, first), grads = model.backward(grad, cache)
         return np.concatenate([a.ravel() for a in (dx, *each(first), *grads.values())])
+
     np.testing.assert_array_equal(flat((grad_y, None)), flat((grad_y, nothing)))
     np.testing.assert_array_equal(flat((None, grad_ends)), flat((0 * grad_y, grad_ends)))
-    np.testing.assert_allclose(flat((grad_y, None)) + flat((None, grad_ends)),
-                               flat((grad_y, grad_ends)), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        flat((grad_y, None)) + flat((None, grad_ends)),
+        flat((grad_y, grad_ends)),
+        rtol=0,
+        atol=1e-12,
+    )
     assert not flat((None, None)).any()
 
 
@@ -308,8 +368,11 @@ def test_backward_twice_and_inputs_of_any_layout():
     assert all((a == again[1][k]).all() for k, a in once[1].items())
     for a, b in zip((x, grad, list(model.params.values())), kept):
         assert all((p == q).all() for p, q in zip(a, b))
-    for same in (np.asfortranarray(x), x.repeat(2, axis=2)[..., ::2],
-                 x.transpose(1, 0, 2).copy().transpose(1, 0, 2)):
+    for same in (
+        np.asfortranarray(x),
+        x.repeat(2, axis=2)[..., ::2],
+        x.transpose(1, 0, 2).copy().transpose(1, 0, 2),
+    ):
         (z, _), other = model.forward(same)
         np.testing.assert_array_equal(z, y)
         strange = np.asfortranarray(grad)
@@ -327,12 +390,13 @@ def test_large_sums_neither_overflow_nor_warn():
 
 # --- dropout
 
+
 def test_dropout_scales_what_stays():
     x = np.ones((400, 500), np.float32)
     layer = Dropout(0.25, rng=0)
     y, cache = layer.forward(x)
     assert y.dtype == np.float32 and set(np.unique(y)) == {0, np.float32(1 / 0.75)}
-    assert abs((y == 0).mean() - 0.25) < 5 * (0.25 * 0.75 / x.size)**0.5
+    assert abs((y == 0).mean() - 0.25) < 5 * (0.25 * 0.75 / x.size) ** 0.5
     np.testing.assert_array_equal(layer.backward(x, cache)[0], y)
     np.testing.assert_array_equal(Dropout(0.25, 0)(x), y)  # the seed decides
     assert (layer(x) != y).any()
@@ -366,6 +430,7 @@ def test_gradients_through_dropout(kind):
     def run():
         model.rng.bit_generator.state = copy.deepcopy(start)
         return model.forward(x)
+
     (y, _), cache = run()
     grad = floats(rng, *y.shape)
     (dx, _), grads = model.backward((grad, None), cache)
@@ -380,6 +445,7 @@ def test_gradients_through_dropout(kind):
 
 
 # --- seeds and threads
+
 
 @pytest.mark.parametrize("kind", sorted(LAYERS))
 def test_the_seed_decides(kind):
@@ -399,14 +465,16 @@ def test_several_threads_at_once_give_the_same():
     for kind in sorted(LAYERS):
         for m, steps in [(40, 50), (1, 200), (9, 3)]:
             model = LAYERS[kind](20, 33, 2, bidirectional=True, rng=0)
-            jobs.append((model, floats(rng, m, steps, 20, dtype=np.float32),
-                         rng.random((m, steps)) < 0.8))
+            jobs.append(
+                (model, floats(rng, m, steps, 20, dtype=np.float32), rng.random((m, steps)) < 0.8)
+            )
 
     def run(job):
         model, x, mask = job
         (y, ends), cache = model.forward(x, mask=mask)
         (dx, _), grads = model.backward((y, ends), cache)
         return [y, *each(ends), dx, *grads.values()]
+
     wanted = [run(job) for job in jobs]
     with ThreadPoolExecutor(4) as pool:
         for got in pool.map(lambda i: (i % len(jobs), run(jobs[i % len(jobs)])), range(36)):
@@ -419,21 +487,30 @@ X, MASK = np.zeros((4, 6, 3), np.float32), np.ones((4, 6), bool)
 STATE = np.zeros((2, 4, 5), np.float32)
 
 
-@pytest.mark.parametrize(("change", "error", "name"), [
-    ({"x": X[0]}, ValueError, "x: expected shape"), ({"x": X[..., :2]}, ValueError, "x: expected"),
-    ({"x": X[:0]}, ValueError, "x: expected at least"),
-    ({"x": X[:, :0]}, ValueError, "x: expected at least"),
-    ({"x": X.astype(np.float64)}, TypeError, "x: expected dtype float32"),
-    ({"x": "text"}, TypeError, "x: "), ({"x": X.astype(complex)}, TypeError, "x: "),
-    ({"mask": MASK.astype(int)}, TypeError, "mask: expected True and False"),
-    ({"mask": MASK[:2]}, ValueError, r"mask: expected shape \(4, 6\)"),
-    ({"mask": MASK[:, :5]}, ValueError, "mask: "), ({"mask": MASK[..., None]}, ValueError, "mask"),
-    ({"mask": [4, 6]}, TypeError, "mask: "),
-    ({"mask": [[True], [True, False]]}, ValueError, "mask: expected an array"),
-    ({"state": STATE[:1]}, ValueError, "state: "), ({"state": STATE[:, :1]}, ValueError, "state: "),
-    ({"state": STATE[..., :4]}, ValueError, "state: "), ({"state": 3.0}, TypeError, "state: "),
-    ({"state": STATE.astype(np.float64)}, TypeError, "state: "),
-    ({"state": (STATE, STATE, STATE)}, (TypeError, ValueError), "state: ")])
+@pytest.mark.parametrize(
+    ("change", "error", "name"),
+    [
+        ({"x": X[0]}, ValueError, "x: expected shape"),
+        ({"x": X[..., :2]}, ValueError, "x: expected"),
+        ({"x": X[:0]}, ValueError, "x: expected at least"),
+        ({"x": X[:, :0]}, ValueError, "x: expected at least"),
+        ({"x": X.astype(np.float64)}, TypeError, "x: expected dtype float32"),
+        ({"x": "text"}, TypeError, "x: "),
+        ({"x": X.astype(complex)}, TypeError, "x: "),
+        ({"mask": MASK.astype(int)}, TypeError, "mask: expected True and False"),
+        ({"mask": MASK[:2]}, ValueError, r"mask: expected shape \(4, 6\)"),
+        ({"mask": MASK[:, :5]}, ValueError, "mask: "),
+        ({"mask": MASK[..., None]}, ValueError, "mask"),
+        ({"mask": [4, 6]}, TypeError, "mask: "),
+        ({"mask": [[True], [True, False]]}, ValueError, "mask: expected an array"),
+        ({"state": STATE[:1]}, ValueError, "state: "),
+        ({"state": STATE[:, :1]}, ValueError, "state: "),
+        ({"state": STATE[..., :4]}, ValueError, "state: "),
+        ({"state": 3.0}, TypeError, "state: "),
+        ({"state": STATE.astype(np.float64)}, TypeError, "state: "),
+        ({"state": (STATE, STATE, STATE)}, (TypeError, ValueError), "state: "),
+    ],
+)
 def test_bad_arguments_are_named(change, error, name):
     for kind, layer in LAYERS.items():
         model, args = layer(3, 5, 2, rng=0), {"x": X, **change}
@@ -449,12 +526,18 @@ def test_bad_arguments_are_named(change, error, name):
                     f(**args)
 
 
-@pytest.mark.parametrize(("grad", "error", "name"), [
-    (None, TypeError, "grad: expected a pair"), (X, TypeError, "grad: expected a pair"),
-    ((X,), TypeError, "grad: "), ((X, None), ValueError, "grad_y: "),
-    ((np.zeros((4, 6, 5)), None), ValueError, "grad_y: expected float32"),
-    ((None, STATE[:1]), (TypeError, ValueError), "grad_state_n: "),
-    ((None, 1.0), TypeError, "grad_state_n: ")])
+@pytest.mark.parametrize(
+    ("grad", "error", "name"),
+    [
+        (None, TypeError, "grad: expected a pair"),
+        (X, TypeError, "grad: expected a pair"),
+        ((X,), TypeError, "grad: "),
+        ((X, None), ValueError, "grad_y: "),
+        ((np.zeros((4, 6, 5)), None), ValueError, "grad_y: expected float32"),
+        ((None, STATE[:1]), (TypeError, ValueError), "grad_state_n: "),
+        ((None, 1.0), TypeError, "grad_state_n: "),
+    ],
+)
 def test_bad_gradients_are_named(grad, error, name):
     for layer in LAYERS.values():
         model = layer(3, 5, 2, rng=0)
@@ -462,16 +545,26 @@ def test_bad_gradients_are_named(grad, error, name):
             model.backward(grad, model.forward(X)[1])
 
 
-@pytest.mark.parametrize(("options", "error", "name"), [
-    ({"input_size": 0}, ValueError, "input_size"), ({"input_size": 2.0}, TypeError, "input_size"),
-    ({"hidden_size": -1}, ValueError, "hidden_size"),
-    ({"hidden_size": True}, TypeError, "hidden_size"),
-    ({"num_layers": 0}, ValueError, "num_layers"), ({"num_layers": "2"}, TypeError, "num_layers"),
-    ({"bias": 1}, TypeError, "bias"), ({"bidirectional": None}, TypeError, "bidirectional"),
-    ({"dropout": 1.0}, ValueError, "dropout"), ({"dropout": -0.1}, ValueError, "dropout"),
-    ({"dropout": "0"}, TypeError, "dropout"), ({"rng": "seed"}, TypeError, "rng"),
-    ({"rng": -1}, ValueError, "rng"), ({"dtype": np.int64}, TypeError, "dtype"),
-    ({"dtype": np.float16}, TypeError, "dtype")])
+@pytest.mark.parametrize(
+    ("options", "error", "name"),
+    [
+        ({"input_size": 0}, ValueError, "input_size"),
+        ({"input_size": 2.0}, TypeError, "input_size"),
+        ({"hidden_size": -1}, ValueError, "hidden_size"),
+        ({"hidden_size": True}, TypeError, "hidden_size"),
+        ({"num_layers": 0}, ValueError, "num_layers"),
+        ({"num_layers": "2"}, TypeError, "num_layers"),
+        ({"bias": 1}, TypeError, "bias"),
+        ({"bidirectional": None}, TypeError, "bidirectional"),
+        ({"dropout": 1.0}, ValueError, "dropout"),
+        ({"dropout": -0.1}, ValueError, "dropout"),
+        ({"dropout": "0"}, TypeError, "dropout"),
+        ({"rng": "seed"}, TypeError, "rng"),
+        ({"rng": -1}, ValueError, "rng"),
+        ({"dtype": np.int64}, TypeError, "dtype"),
+        ({"dtype": np.float16}, TypeError, "dtype"),
+    ],
+)
 def test_bad_settings_are_named(options, error, name):
     for layer in LAYERS.values():
         with pytest.raises(error, match=f"{name}: expected"):
@@ -500,8 +593,10 @@ def test_parameters_that_were_replaced_are_refused_before_a_kernel_reads_past_th
             _, cache = model.forward(X)
             for wrong in (model.params[name][:2], model.params[name].astype(np.float64)):
                 model.params[name] = wrong
-                for f in (lambda m=model: m(X),
-                          lambda m=model, c=cache: m.backward((None, None), c)):
+                for f in (
+                    lambda m=model: m(X),
+                    lambda m=model, c=cache: m.backward((None, None), c),
+                ):
                     with pytest.raises((ValueError, TypeError), match="expected"):
                         f()
 
@@ -511,9 +606,18 @@ def test_the_cache_of_another_layer_is_refused_before_a_kernel_reads_past_it(kin
     own = LAYERS[kind](3, 5, rng=0)
     (y, _), cache = own.forward(X)
     others = [layer(3, 5) for name, layer in LAYERS.items() if name != kind]
-    others += [LAYERS[kind](*sizes, **options) for *sizes, options in [
-        (3, 16, {}), (3, 4, {}), (7, 5, {}), (3, 5, {"num_layers": 2}),
-        (3, 5, {"bidirectional": True}), (3, 5, {"bias": False}), (3, 5, {"dtype": np.float64})]]
+    others += [
+        LAYERS[kind](*sizes, **options)
+        for *sizes, options in [
+            (3, 16, {}),
+            (3, 4, {}),
+            (7, 5, {}),
+            (3, 5, {"num_layers": 2}),
+            (3, 5, {"bidirectional": True}),
+            (3, 5, {"bias": False}),
+            (3, 5, {"dtype": np.float64}),
+        ]
+    ]
     for other in others:
         for grad in ((y, None), (None, None)):
             with pytest.raises(ValueError, match="cache: expected one that forward of"):
@@ -529,5 +633,7 @@ def test_the_cache_of_another_layer_is_refused_before_a_kernel_reads_past_it(kin
 def test_how_layers_call_themselves():
     assert repr(RNN(3, 5)) == "RNN(3, 5)"
     assert repr(RNN(3, 5, nonlinearity="relu")) == "RNN(3, 5, nonlinearity='relu')"
-    assert repr(LSTM(3, 5, 2, bidirectional=True, dropout=0.2)) == \
-        "LSTM(3, 5, num_layers=2, dropout=0.2, bidirectional=True)"
+    assert (
+        repr(LSTM(3, 5, 2, bidirectional=True, dropout=0.2))
+        == "LSTM(3, 5, num_layers=2, dropout=0.2, bidirectional=True)"
+    )

@@ -1,4 +1,5 @@
 """Embedding, Transpose and SequenceModel beyond their chapter: PyTorch, bad input, masks, files."""
+
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -8,14 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlnotes.checking import numerical_grad
-from dlnotes.losses import CrossEntropyLoss, MSELoss
+from dlnotes.core.checking import check_gradients, numerical_grad
+from dlnotes.core.layers import Sequential
 from dlnotes.lstm import GRU, LSTM
-from dlnotes.mlp import Linear, ReLU, Sequential, Tanh, check_gradients
-from dlnotes.optim import SGD, AdamW
-from dlnotes.recurrent import Dropout
+from dlnotes.mlp import CrossEntropyLoss, Linear, MSELoss, ReLU, Tanh
 from dlnotes.rnn import RNN, Embedding, SequenceModel, Transpose
-from dlnotes.training import evaluate, fit, load, save
+from dlnotes.training import SGD, AdamW, Dropout, evaluate, fit, load, save
 
 DTYPES = [np.float32, np.float64]
 CELLS = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
@@ -27,10 +26,16 @@ def close(ours, theirs, tolerance=1e-10):
 
 # --- Embedding
 
+
 @settings(deadline=None, max_examples=60)
-@given(rows=st.integers(1, 9), width=st.integers(1, 7),
-       shape=st.lists(st.integers(0, 5), max_size=3), padding=st.booleans(),
-       kind=st.sampled_from([np.int8, np.int32, np.int64, np.uint8]), seed=st.integers(0, 2**20))
+@given(
+    rows=st.integers(1, 9),
+    width=st.integers(1, 7),
+    shape=st.lists(st.integers(0, 5), max_size=3),
+    padding=st.booleans(),
+    kind=st.sampled_from([np.int8, np.int32, np.int64, np.uint8]),
+    seed=st.integers(0, 2**20),
+)
 def test_embedding_is_that_of_pytorch(rows, width, shape, padding, kind, seed):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(seed)
@@ -56,8 +61,9 @@ def test_embedding_draws_from_the_standard_normal_distribution(dtype):
     weight = table.params["weight"]
     assert weight.dtype == dtype and abs(weight.mean()) < 0.02 and abs(weight.std() - 1) < 0.02
     assert 0.02 < (abs(weight) > 2).mean() < 0.07  # 4.6% of normal numbers
-    assert (Embedding(2000, 50, rng=np.random.default_rng(3), dtype=dtype).params["weight"]
-            == weight).all()
+    assert (
+        Embedding(2000, 50, rng=np.random.default_rng(3), dtype=dtype).params["weight"] == weight
+    ).all()
     assert (Embedding(2000, 50, rng=4, dtype=dtype).params["weight"] != weight).any()
     y, cache = table.forward(np.array([5, 5, 9]))
     _, grads = table.backward(np.ones_like(y), cache)
@@ -66,45 +72,63 @@ def test_embedding_draws_from_the_standard_normal_distribution(dtype):
 
 
 def test_the_padding_row_is_zero_and_stays():
-    model = SequenceModel(RNN(3, 4, rng=0), Linear(4, 2, rng=0),
-                          embedding=Embedding(5, 3, padding_idx=-5, rng=0), last=True)
+    model = SequenceModel(
+        RNN(3, 4, rng=0),
+        Linear(4, 2, rng=0),
+        embedding=Embedding(5, 3, padding_idx=-5, rng=0),
+        last=True,
+    )
     table = model.embedding
     assert table.padding_idx == 0 and (table.params["weight"][0] == 0).all()
     assert (table.params["weight"][1:] != 0).all()
     before = table.params["weight"].copy()
     ids = np.random.default_rng(0).integers(0, 5, (20, 6))
-    fit(model, CrossEntropyLoss(), AdamW(model.params, 0.01), ids, ids[:, -1] % 2, epochs=2,
-        rng=0, progress=False)
+    fit(
+        model,
+        CrossEntropyLoss(),
+        AdamW(model.params, 0.01),
+        ids,
+        ids[:, -1] % 2,
+        epochs=2,
+        rng=0,
+        progress=False,
+    )
     assert (table.params["weight"][0] == 0).all() and (table.params["weight"] != before)[1:].all()
 
 
-@pytest.mark.parametrize(("ids", "error", "words"), [
-    ([0.0, 1.0], TypeError, "x: expected whole numbers"),
-    ([True, False], TypeError, "x: expected whole numbers"),
-    (["a"], TypeError, "x: expected whole numbers"),
-    ([0, -1], ValueError, "x: expected 0 to 3, got -1"),
-    ([[0, 4]], ValueError, "x: expected 0 to 3, got 4"),
-    (np.array([2**63], np.uint64), ValueError, "x: expected 0 to 3"),
-])
+@pytest.mark.parametrize(
+    ("ids", "error", "words"),
+    [
+        ([0.0, 1.0], TypeError, "x: expected whole numbers"),
+        ([True, False], TypeError, "x: expected whole numbers"),
+        (["a"], TypeError, "x: expected whole numbers"),
+        ([0, -1], ValueError, "x: expected 0 to 3, got -1"),
+        ([[0, 4]], ValueError, "x: expected 0 to 3, got 4"),
+        (np.array([2**63], np.uint64), ValueError, "x: expected 0 to 3"),
+    ],
+)
 def test_ids_outside_the_vocabulary_are_refused(ids, error, words):
     with pytest.raises(error, match=words):
         Embedding(4, 2)(ids)
 
 
-@pytest.mark.parametrize(("arguments", "error", "words"), [
-    (dict(num_embeddings=0), ValueError, "num_embeddings"),
-    (dict(num_embeddings=2.0), TypeError, "num_embeddings"),
-    (dict(embedding_dim=-1), ValueError, "embedding_dim"),
-    (dict(embedding_dim=True), TypeError, "embedding_dim"),
-    (dict(padding_idx=4), ValueError, "padding_idx: expected -4 to 3, got 4"),
-    (dict(padding_idx=-5), ValueError, "padding_idx: expected -4 or more, got -5"),
-    (dict(padding_idx=1.0), TypeError, "padding_idx"),
-    (dict(padding_idx=[1, 2]), TypeError, "padding_idx"),
-    (dict(rng="a"), TypeError, "rng"),
-    (dict(rng=-1), ValueError, "rng"),
-    (dict(dtype=np.float16), TypeError, "dtype"),
-    (dict(dtype=int), TypeError, "dtype"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (dict(num_embeddings=0), ValueError, "num_embeddings"),
+        (dict(num_embeddings=2.0), TypeError, "num_embeddings"),
+        (dict(embedding_dim=-1), ValueError, "embedding_dim"),
+        (dict(embedding_dim=True), TypeError, "embedding_dim"),
+        (dict(padding_idx=4), ValueError, "padding_idx: expected -4 to 3, got 4"),
+        (dict(padding_idx=-5), ValueError, "padding_idx: expected -4 or more, got -5"),
+        (dict(padding_idx=1.0), TypeError, "padding_idx"),
+        (dict(padding_idx=[1, 2]), TypeError, "padding_idx"),
+        (dict(rng="a"), TypeError, "rng"),
+        (dict(rng=-1), ValueError, "rng"),
+        (dict(dtype=np.float16), TypeError, "dtype"),
+        (dict(dtype=int), TypeError, "dtype"),
+    ],
+)
 def test_settings_of_an_embedding_that_do_not_fit(arguments, error, words):
     with pytest.raises(error, match=words):
         Embedding(**{"num_embeddings": 4, "embedding_dim": 2, **arguments})
@@ -118,6 +142,7 @@ def test_a_gradient_of_another_shape_or_dtype_is_refused(grad):
 
 
 # --- Transpose
+
 
 @settings(deadline=None, max_examples=40)
 @given(shape=st.lists(st.integers(0, 4), min_size=1, max_size=4), data=st.data())
@@ -155,6 +180,7 @@ def test_transpose_refuses_axes_that_are_not_there():
 
 # --- SequenceModel
 
+
 def twins(cell, *, layers=1, both=False, last=False, vocabulary=None, seed=0, padding_idx=None):
     "A model of ours and the same in PyTorch, in float64, as a module with the same names."
     torch = pytest.importorskip("torch")
@@ -162,15 +188,19 @@ def twins(cell, *, layers=1, both=False, last=False, vocabulary=None, seed=0, pa
     table = vocabulary and Embedding(vocabulary, 3, padding_idx, rng=seed, dtype=np.float64)
     ours = SequenceModel(
         CELLS[cell](3, 5, num_layers=layers, bidirectional=both, rng=seed, dtype=np.float64),
-        Linear(d, 4, rng=seed, dtype=np.float64), embedding=table, last=last)
+        Linear(d, 4, rng=seed, dtype=np.float64),
+        embedding=table,
+        last=last,
+    )
 
     class Twin(torch.nn.Module):
         def __init__(self):
             super().__init__()
             if vocabulary:
                 self.embedding = torch.nn.Embedding(vocabulary, 3, padding_idx)
-            self.recurrent = getattr(torch.nn, cell)(3, 5, num_layers=layers, bidirectional=both,
-                                                     batch_first=True)
+            self.recurrent = getattr(torch.nn, cell)(
+                3, 5, num_layers=layers, bidirectional=both, batch_first=True
+            )
             self.head = torch.nn.Linear(d, 4)
 
         def forward(self, x, lengths=None):
@@ -178,13 +208,15 @@ def twins(cell, *, layers=1, both=False, last=False, vocabulary=None, seed=0, pa
             total = x.shape[1]
             if lengths is not None:
                 x = torch.nn.utils.rnn.pack_padded_sequence(
-                    x, lengths, batch_first=True, enforce_sorted=False)
+                    x, lengths, batch_first=True, enforce_sorted=False
+                )
             y, state = self.recurrent(x)
             h = state[0] if isinstance(state, tuple) else state
             if lengths is not None:
                 y, _ = torch.nn.utils.rnn.pad_packed_sequence(
-                    y, batch_first=True, total_length=total)
-            return self.head(torch.cat(tuple(h[-1 - both:]), dim=1) if last else y)
+                    y, batch_first=True, total_length=total
+                )
+            return self.head(torch.cat(tuple(h[-1 - both :]), dim=1) if last else y)
 
     theirs = Twin().double()
     theirs.load_state_dict({k: torch.tensor(a) for k, a in ours.state_dict().items()})
@@ -193,12 +225,19 @@ def twins(cell, *, layers=1, both=False, last=False, vocabulary=None, seed=0, pa
 
 @pytest.mark.parametrize("cell", CELLS)
 @settings(deadline=None, max_examples=25)
-@given(layers=st.integers(1, 3), both=st.booleans(), last=st.booleans(), ids=st.booleans(),
-       masked=st.booleans(), size=st.tuples(st.integers(1, 5), st.integers(1, 8)),
-       seed=st.integers(0, 2**20))
+@given(
+    layers=st.integers(1, 3),
+    both=st.booleans(),
+    last=st.booleans(),
+    ids=st.booleans(),
+    masked=st.booleans(),
+    size=st.tuples(st.integers(1, 5), st.integers(1, 8)),
+    seed=st.integers(0, 2**20),
+)
 def test_sequence_models_are_those_of_pytorch(cell, layers, both, last, ids, masked, size, seed):
-    torch, ours, theirs = twins(cell, layers=layers, both=both, last=last, seed=seed,
-                                vocabulary=6 if ids else None)
+    torch, ours, theirs = twins(
+        cell, layers=layers, both=both, last=last, seed=seed, vocabulary=6 if ids else None
+    )
     rng = np.random.default_rng(seed)
     x = rng.integers(0, 6, size) if ids else rng.normal(size=(*size, 3))
     lengths = rng.integers(1, size[1] + 1, size[0]) if masked else None
@@ -241,13 +280,29 @@ def test_weights_go_to_and_from_pytorch_in_a_file(cell, last, tmp_path):
 
 def test_names_are_those_of_the_parts_in_pytorchs_order():
     model = SequenceModel(LSTM(3, 5), Sequential(Linear(5, 4), ReLU()), embedding=Embedding(6, 3))
-    assert list(model.state_dict()) == list(model.params) == [
-        "embedding.weight", "recurrent.weight_ih_l0", "recurrent.weight_hh_l0",
-        "recurrent.bias_ih_l0", "recurrent.bias_hh_l0", "head.0.weight", "head.0.bias"]
+    assert (
+        list(model.state_dict())
+        == list(model.params)
+        == [
+            "embedding.weight",
+            "recurrent.weight_ih_l0",
+            "recurrent.weight_hh_l0",
+            "recurrent.bias_ih_l0",
+            "recurrent.bias_hh_l0",
+            "head.0.weight",
+            "head.0.bias",
+        ]
+    )
     assert list(SequenceModel(RNN(3, 5, bias=False), Linear(5, 4)).params) == [
-        "recurrent.weight_ih_l0", "recurrent.weight_hh_l0", "head.weight", "head.bias"]
-    assert repr(model) == ("SequenceModel(embedding=Embedding(6, 3), recurrent=LSTM(3, 5), "
-                           "head=Sequential(Linear(5, 4), ReLU()))")
+        "recurrent.weight_ih_l0",
+        "recurrent.weight_hh_l0",
+        "head.weight",
+        "head.bias",
+    ]
+    assert repr(model) == (
+        "SequenceModel(embedding=Embedding(6, 3), recurrent=LSTM(3, 5), "
+        "head=Sequential(Linear(5, 4), ReLU()))"
+    )
     assert repr(SequenceModel(RNN(3, 5), Linear(5, 4), last=True)).endswith("last=True)")
     assert repr(Embedding(6, 3, padding_idx=-1)) == "Embedding(6, 3, padding_idx=5)"
 
@@ -256,19 +311,21 @@ def test_names_are_those_of_the_parts_in_pytorchs_order():
 def test_what_stands_at_masked_steps_does_not_matter(cell):
     rng = np.random.default_rng(0)
     mask = rng.random((6, 9)) < 0.6  # holes as well
-    mask[0] = False                  # and a sequence without a real step
+    mask[0] = False  # and a sequence without a real step
     x = rng.normal(size=(6, 9, 3))
     for last in (False, True):
-        model = SequenceModel(CELLS[cell](3, 5, num_layers=2, bidirectional=True, rng=0,
-                                          dtype=np.float64),
-                              Linear(10, 4, rng=0, dtype=np.float64), last=last)
+        model = SequenceModel(
+            CELLS[cell](3, 5, num_layers=2, bidirectional=True, rng=0, dtype=np.float64),
+            Linear(10, 4, rng=0, dtype=np.float64),
+            last=last,
+        )
         other = np.where(mask[:, :, None], x, rng.normal(size=x.shape))
         y, cache = model.forward(x, mask)
         assert (y == model(other, mask)).all()
         grad = rng.normal(size=y.shape)
         grad_x, grads = model.backward(grad, cache)
         assert (grad_x[~mask] == 0).all() and (grad_x[mask] != 0).all()
-        real = [model(x[k:k + 1, mask[k]])[0] for k in range(1, 6)]
+        real = [model(x[k : k + 1, mask[k]])[0] for k in range(1, 6)]
         ours = y[1:] if last else [a[m] for a, m in zip(y, mask)][1:]
         for one, alone in zip(ours, real):
             np.testing.assert_allclose(one, alone, rtol=0, atol=1e-12)
@@ -279,34 +336,45 @@ def test_what_stands_at_masked_steps_does_not_matter(cell):
 
 
 def test_an_embedding_may_be_any_layer():
-    model = SequenceModel(GRU(4, 5, rng=0), Linear(5, 2, rng=0),
-                          embedding=Sequential(Linear(3, 4, rng=0), Tanh()))
+    model = SequenceModel(
+        GRU(4, 5, rng=0), Linear(5, 2, rng=0), embedding=Sequential(Linear(3, 4, rng=0), Tanh())
+    )
     rng = np.random.default_rng(0)
     assert not model.takes_ids
-    assert check_gradients(model, MSELoss(), rng.normal(size=(2, 5, 3)),
-                           rng.normal(size=(2, 5, 2))) < 1e-6
+    assert (
+        check_gradients(model, MSELoss(), rng.normal(size=(2, 5, 3)), rng.normal(size=(2, 5, 2)))
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes_are_kept_and_mixed_ones_refused(dtype):
-    model = SequenceModel(LSTM(3, 5, rng=0, dtype=dtype), Linear(5, 2, rng=0, dtype=dtype),
-                          embedding=Embedding(4, 3, rng=0, dtype=dtype), last=True)
+    model = SequenceModel(
+        LSTM(3, 5, rng=0, dtype=dtype),
+        Linear(5, 2, rng=0, dtype=dtype),
+        embedding=Embedding(4, 3, rng=0, dtype=dtype),
+        last=True,
+    )
     y, cache = model.forward(np.array([[1, 2], [0, 3]]))
     grads = model.backward(np.ones_like(y), cache)[1]
     assert y.dtype == dtype and {g.dtype for g in grads.values()} == {np.dtype(dtype)}
     other = np.float64 if dtype == np.float32 else np.float32
-    mixed = SequenceModel(RNN(3, 5, dtype=dtype), Linear(5, 2, dtype=dtype),
-                          embedding=Embedding(4, 3, dtype=other))
+    mixed = SequenceModel(
+        RNN(3, 5, dtype=dtype), Linear(5, 2, dtype=dtype), embedding=Embedding(4, 3, dtype=other)
+    )
     with pytest.raises(TypeError, match="expected dtype"):
         mixed(np.array([[1, 2]]))
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (dict(recurrent=Linear(3, 4)), "recurrent: expected a Recurrent, got Linear"),
-    (dict(head=np.tanh), "head: expected a Layer"),
-    (dict(embedding=np.eye(3)), "embedding: expected a Layer"),
-    (dict(last=1), "last: expected a bool"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(recurrent=Linear(3, 4)), "recurrent: expected a Recurrent, got Linear"),
+        (dict(head=np.tanh), "head: expected a Layer"),
+        (dict(embedding=np.eye(3)), "embedding: expected a Layer"),
+        (dict(last=1), "last: expected True or False"),
+    ],
+)
 def test_parts_of_the_wrong_kind_are_refused(arguments, words):
     with pytest.raises(TypeError, match=words):
         SequenceModel(**{"recurrent": RNN(3, 4), "head": Linear(4, 2), **arguments})
@@ -316,12 +384,13 @@ def test_inputs_that_do_not_fit_are_refused():
     model = SequenceModel(RNN(3, 4), Linear(4, 2), embedding=Embedding(5, 3))
     ids = np.zeros((2, 6), int)
     for x, mask, error, words in [
-            (ids.astype(float), None, TypeError, "x: expected whole numbers"),
-            (ids + 5, None, ValueError, "x: expected 0 to 4, got 5"),
-            (ids[0], None, ValueError, "x: expected shape"),
-            (ids[:, :0], None, ValueError, "x: expected at least one"),
-            (ids, np.ones((2, 6)), TypeError, "mask"),
-            (ids, np.ones((2, 5), bool), ValueError, "mask")]:
+        (ids.astype(float), None, TypeError, "x: expected whole numbers"),
+        (ids + 5, None, ValueError, "x: expected 0 to 4, got 5"),
+        (ids[0], None, ValueError, "x: expected shape"),
+        (ids[:, :0], None, ValueError, "x: expected at least one"),
+        (ids, np.ones((2, 6)), TypeError, "mask"),
+        (ids, np.ones((2, 5), bool), ValueError, "mask"),
+    ]:
         with pytest.raises(error, match=words):
             model(x, mask)
     with pytest.raises(ValueError, match="once"):
@@ -348,12 +417,17 @@ def first_among(n, rng):
 @pytest.mark.parametrize("cell", CELLS)
 def test_fit_takes_ids_and_masks(cell):
     rng = np.random.default_rng(0)
-    model = SequenceModel(CELLS[cell](4, 16, rng=rng), Linear(16, 2, rng=rng), last=True,
-                          embedding=Embedding(5, 4, padding_idx=0, rng=rng))
+    model = SequenceModel(
+        CELLS[cell](4, 16, rng=rng),
+        Linear(16, 2, rng=rng),
+        last=True,
+        embedding=Embedding(5, 4, padding_idx=0, rng=rng),
+    )
     assert model.takes_ids
     x, y = first_among(400, rng)
-    history = fit(model, CrossEntropyLoss(), AdamW(model.params, 0.01), x, y, epochs=15, rng=0,
-                  progress=False)
+    history = fit(
+        model, CrossEntropyLoss(), AdamW(model.params, 0.01), x, y, epochs=15, rng=0, progress=False
+    )
     assert history.train_loss[-1] < 0.1 * history.train_loss[0]
     new, right = first_among(300, rng)
     assert evaluate(model, CrossEntropyLoss(), new, right)[1] > 0.97
@@ -363,13 +437,15 @@ def test_fit_takes_ids_and_masks(cell):
 
 def test_models_are_safe_in_threads_and_can_be_copied():
     rng = np.random.default_rng(0)
-    model = SequenceModel(LSTM(4, 8, num_layers=2, rng=rng), Linear(8, 5, rng=rng),
-                          embedding=Embedding(5, 4, rng=rng))
+    model = SequenceModel(
+        LSTM(4, 8, num_layers=2, rng=rng), Linear(8, 5, rng=rng), embedding=Embedding(5, 4, rng=rng)
+    )
     batches = [rng.integers(0, 5, (3, 7 + k)) for k in range(12)]
 
     def both_ways(ids):
         y, cache = model.forward(ids)
         return y, model.backward(np.ones_like(y), cache)[1]
+
     alone = [both_ways(ids) for ids in batches]
     with ThreadPoolExecutor(4) as pool:
         for (y, grads), (y_2, grads_2) in zip(alone, pool.map(both_ways, batches)):
@@ -384,8 +460,10 @@ def test_models_are_safe_in_threads_and_can_be_copied():
 
 # --- the experiment
 
+
 def test_the_letter_experiment_learns_and_writes():
     from experiments import char_rnn
+
     known, unseen = char_rnn.TEXT[:60_000], char_rnn.TEXT[60_000:65_000]
     model = char_rnn.run(known, 0, 16, 32, 16, 20, 150, 0.01, 1.0)
     cost = char_rnn.bits(model, unseen)

@@ -1,4 +1,5 @@
 """The running statistics of BatchNorm by their formulas, without PyTorch."""
+
 import numpy as np
 import pytest
 

@@ -1,4 +1,5 @@
 """Each layer gives the same bits in the process that compiles its kernels and in all later ones."""
+
 import os
 import subprocess
 import sys
@@ -6,7 +7,7 @@ import sys
 import pytest
 from numba import config
 
-CHILD = r'''
+CHILD = r"""
 import hashlib
 import multiprocessing
 import sys
@@ -80,7 +81,7 @@ if __name__ == "__main__":
     child.start()
     child.join()
     sys.exit(child.exitcode)
-'''
+"""
 
 
 @pytest.mark.skipif(config.DISABLE_JIT or config.BOUNDSCHECK, reason="about compiled code")

@@ -1,4 +1,5 @@
 """Estimators for sequences: scikit-learn's checks, kinds of input, masks, forecasts, bad input."""
+
 import copy
 import pickle
 
@@ -28,8 +29,15 @@ def which_came_first(m=120, steps=9, seed=0, dtype=np.float64):
 
 
 def quick(**settings):
-    return SequenceClassifier(**{"hidden_size": 12, "learning_rate_init": 0.02, "max_iter": 25,
-                                 "random_state": 0, **settings})
+    return SequenceClassifier(
+        **{
+            "hidden_size": 12,
+            "learning_rate_init": 0.02,
+            "max_iter": 25,
+            "random_state": 0,
+            **settings,
+        }
+    )
 
 
 def wave(steps=400, seed=0, dtype=np.float64):
@@ -39,11 +47,20 @@ def wave(steps=400, seed=0, dtype=np.float64):
 
 
 def forecaster(**settings):
-    return SequenceForecaster(**{"hidden_size": 16, "window": 30, "learning_rate_init": 0.01,
-                                 "max_iter": 15, "random_state": 0, **settings})
+    return SequenceForecaster(
+        **{
+            "hidden_size": 16,
+            "window": 30,
+            "learning_rate_init": 0.01,
+            "max_iter": 15,
+            "random_state": 0,
+            **settings,
+        }
+    )
 
 
 # --- scikit-learn's own checks
+
 
 @parametrize_with_checks([SequenceClassifier(random_state=0, learning_rate_init=0.02)])
 def test_scikit_learns_checks(estimator, check):
@@ -51,14 +68,16 @@ def test_scikit_learns_checks(estimator, check):
 
 
 def test_no_check_is_skipped_or_failed():
-    results = check_estimator(SequenceClassifier(random_state=0, learning_rate_init=0.02),
-                              on_skip=None, on_fail=None)
+    results = check_estimator(
+        SequenceClassifier(random_state=0, learning_rate_init=0.02), on_skip=None, on_fail=None
+    )
     assert len(results) > 40
     for result in results:
         assert result["status"] == "passed", result
 
 
 # --- classes
+
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
@@ -74,8 +93,16 @@ def test_it_learns_the_order_of_things(cell, dtype):
     assert np.allclose(np.exp(model.predict_log_proba(X_test)), p, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [dict(bidirectional=True), dict(num_layers=2, dropout=0.1),
-                                      dict(max_norm=None), dict(early_stopping=True)], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(bidirectional=True),
+        dict(num_layers=2, dropout=0.1),
+        dict(max_norm=None),
+        dict(early_stopping=True),
+    ],
+    ids=str,
+)
 def test_other_settings_learn_as_well(settings):
     X, y = which_came_first(300)
     X_test, y_test = which_came_first(200, seed=1)
@@ -85,8 +112,10 @@ def test_other_settings_learn_as_well(settings):
 def test_lengths_may_differ():
     X, y = which_came_first(200)
     rng = np.random.default_rng(2)
-    ragged = [np.concatenate([x, np.zeros((n, 2))])[rng.integers(0, 2):]
-              for x, n in zip(X, rng.integers(0, 6, len(X)))]
+    ragged = [
+        np.concatenate([x, np.zeros((n, 2))])[rng.integers(0, 2) :]
+        for x, n in zip(X, rng.integers(0, 6, len(X)))
+    ]
     model = quick().fit(ragged, y)
     assert model.score(ragged, y) > 0.95
     one_by_one = np.concatenate([model.predict_proba(x[None]) for x in ragged])
@@ -140,6 +169,7 @@ def test_seeds_copies_and_searches():
 
 # --- forecasts
 
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_it_goes_on_with_a_wave(cell, dtype):
@@ -147,7 +177,7 @@ def test_it_goes_on_with_a_wave(cell, dtype):
     model = forecaster(cell=cell, max_iter=80, tol=0, n_iter_no_change=80).fit(series[:400])
     forecast = model.predict(series[:400], 10)
     assert forecast.shape == (10,) and forecast.dtype == dtype
-    rmse = np.sqrt(((forecast - series[400:410])**2).mean())
+    rmse = np.sqrt(((forecast - series[400:410]) ** 2).mean())
     assert rmse < 0.35 * series[400:].std()
     assert (model.predict(series[:400]) == forecast[:1]).all()
 
@@ -188,13 +218,21 @@ def test_a_constant_series_stays_what_it_is():
 X, Y = which_came_first(20)
 
 
-@pytest.mark.parametrize("settings, error, words", [
-    (dict(cell="mlp"), ValueError, "^cell: "), (dict(cell=3), ValueError, "^cell: "),
-    (dict(hidden_size=0), ValueError, "^hidden_size: "),
-    (dict(num_layers=1.0), TypeError, "^num_layers: "),
-    (dict(dropout=1), ValueError, "^dropout: "), (dict(bidirectional=1), TypeError, "^bidirec"),
-    (dict(max_norm=0), ValueError, "^max_norm: "), (dict(max_norm="a"), TypeError, "^max_norm"),
-    (dict(batch_size=0), ValueError, "^batch_size: "), (dict(tol=-1), ValueError, "^tol: ")])
+@pytest.mark.parametrize(
+    "settings, error, words",
+    [
+        (dict(cell="mlp"), ValueError, "^cell: "),
+        (dict(cell=3), ValueError, "^cell: "),
+        (dict(hidden_size=0), ValueError, "^hidden_size: "),
+        (dict(num_layers=1.0), TypeError, "^num_layers: "),
+        (dict(dropout=1), ValueError, "^dropout: "),
+        (dict(bidirectional=1), TypeError, "^bidirec"),
+        (dict(max_norm=0), ValueError, "^max_norm: "),
+        (dict(max_norm="a"), TypeError, "^max_norm"),
+        (dict(batch_size=0), ValueError, "^batch_size: "),
+        (dict(tol=-1), ValueError, "^tol: "),
+    ],
+)
 def test_wrong_settings(settings, error, words):
     with pytest.raises(error, match=words):
         quick(**settings).fit(X, Y)
@@ -203,16 +241,23 @@ def test_wrong_settings(settings, error, words):
             forecaster(**settings).fit(wave())
 
 
-@pytest.mark.parametrize("x, y, error, words", [
-    (X, Y[:5], ValueError, "^y: expected 20"), (X, None, ValueError, "^y: "),
-    (X, np.full(20, "left"), ValueError, "^y: expected at least 2"),
-    (X[:0], Y[:0], ValueError, "^X: "), (X[:, :0], Y, ValueError, "^X: "),
-    (X * np.nan, Y, ValueError, "^X: .*finite"), (X[None], Y, ValueError, "."),
-    ([], [], ValueError, "."),
-    ([np.ones((2, 3)), np.ones((2, 2))], [0, 1], ValueError, r"^X\[1\]: "),
-    ([np.ones((2, 3)), np.ones((0, 3))], [0, 1], ValueError, r"^X\[1\]: "),
-    ([[1, 2], ["a"]], [0, 1], TypeError, r"^X\[1\]: "),
-    ([[1, 2], [np.inf]], [0, 1], ValueError, r"^X\[1\]: ")])
+@pytest.mark.parametrize(
+    "x, y, error, words",
+    [
+        (X, Y[:5], ValueError, "^y: expected 20"),
+        (X, None, ValueError, "^y: "),
+        (X, np.full(20, "left"), ValueError, "^y: expected at least 2"),
+        (X[:0], Y[:0], ValueError, "^X: "),
+        (X[:, :0], Y, ValueError, "^X: "),
+        (X * np.nan, Y, ValueError, "^X: .*finite"),
+        (X[None], Y, ValueError, "."),
+        ([], [], ValueError, "."),
+        ([np.ones((2, 3)), np.ones((2, 2))], [0, 1], ValueError, r"^X\[1\]: "),
+        ([np.ones((2, 3)), np.ones((0, 3))], [0, 1], ValueError, r"^X\[1\]: "),
+        ([[1, 2], ["a"]], [0, 1], TypeError, r"^X\[1\]: "),
+        ([[1, 2], [np.inf]], [0, 1], ValueError, r"^X\[1\]: "),
+    ],
+)
 def test_wrong_sequences(x, y, error, words):
     with pytest.raises(error, match=words):
         quick().fit(x, y)
@@ -228,17 +273,31 @@ def test_wrong_features_and_no_fit():
         model.predict(X[:, :, :1])
 
 
-@pytest.mark.parametrize("change, error, words", [
-    (dict(window=0), ValueError, "^window: "), (dict(window=2.0), TypeError, "^window: "),
-    (dict(difference=1), TypeError, "^difference: "), (dict(window=200), ValueError, "^series: ")])
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        (dict(window=0), ValueError, "^window: "),
+        (dict(window=2.0), TypeError, "^window: "),
+        (dict(difference=1), TypeError, "^difference: "),
+        (dict(window=200), ValueError, "^series: "),
+    ],
+)
 def test_wrong_settings_of_forecasts(change, error, words):
     with pytest.raises(error, match=words):
         forecaster(**change).fit(wave(300))
 
 
-@pytest.mark.parametrize("series, error", [
-    (np.ones((2, 90, 1)), ValueError), (np.ones(0), ValueError), (["a"] * 90, TypeError),
-    (np.full(90, np.nan), ValueError), (3.0, ValueError), (np.ones((90, 0)), ValueError)])
+@pytest.mark.parametrize(
+    "series, error",
+    [
+        (np.ones((2, 90, 1)), ValueError),
+        (np.ones(0), ValueError),
+        (["a"] * 90, TypeError),
+        (np.full(90, np.nan), ValueError),
+        (3.0, ValueError),
+        (np.ones((90, 0)), ValueError),
+    ],
+)
 def test_wrong_series(series, error):
     with pytest.raises(error, match="^series: "):
         forecaster().fit(series)

@@ -1,4 +1,5 @@
 """Work shared with listening threads: every piece once, failures, several callers, forks."""
+
 import os
 import subprocess
 import sys
@@ -9,9 +10,15 @@ import numpy as np
 import pytest
 from numba import config
 
-from dlnotes.checking import compiled
-from dlnotes.sharing import _add, _give_way, _listeners, _load, _pieces, _shared
-from dlnotes.threads import in_threads, num_threads, set_num_threads
+from dlnotes.core.execution import compiled, in_threads, num_threads, set_num_threads
+from dlnotes.kernels.sharing import (
+    atomic_add,
+    atomic_load,
+    count_pieces,
+    listener_pool,
+    run_shared,
+    yield_thread,
+)
 
 LARGE = 1 << 20  # numbers, so that all pieces are made and sleeping helpers are woken
 
@@ -43,7 +50,7 @@ def _fail(a, at, start, stop):
 def test_each_number_is_reached_once(threads, n):
     a = np.zeros(n, np.int64)
     for size in (0, LARGE):
-        _shared(_count, n, size, a)
+        run_shared(_count, n, size, a)
     assert (a == 2).all()
 
 
@@ -51,7 +58,7 @@ def test_each_number_is_reached_once(threads, n):
 def test_a_failure_is_told_and_sharing_goes_on(threads):
     for at in (0, 500, 999):
         with pytest.raises((RuntimeError, ValueError)):  # the second where nothing is compiled
-            _shared(_fail, 1000, LARGE, np.zeros(1000, np.int64), at)
+            run_shared(_fail, 1000, LARGE, np.zeros(1000, np.int64), at)
     test_each_number_is_reached_once(threads, 1000)
 
 
@@ -60,7 +67,8 @@ def test_from_several_threads_and_within_the_pool(threads):
 
     def caller(k):
         for _ in range(300):
-            _shared(_count, 500, LARGE, arrays[k])
+            run_shared(_count, 500, LARGE, arrays[k])
+
     callers = [threading.Thread(target=caller, args=(k,)) for k in range(3)]
     for t in callers:
         t.start()
@@ -71,19 +79,19 @@ def test_from_several_threads_and_within_the_pool(threads):
 
 
 def test_pieces_do_not_depend_on_the_threads():
-    assert _pieces(0, 0) == _pieces(100, 30_000) == 1
-    assert _pieces(3, LARGE) == 3 and _pieces(1000, LARGE) == 64
+    assert count_pieces(0, 0) == count_pieces(100, 30_000) == 1
+    assert count_pieces(3, LARGE) == 3 and count_pieces(1000, LARGE) == 64
 
 
 @compiled()
 def _meet(words, met, start, stop):
     "Each piece says that it has begun, and waits for the other: that shows who runs beside whom."
-    _add(words, 0, 1)
+    atomic_add(words, 0, 1)
     for _ in range(1000):
-        if _load(words, 0, 0) == 2:
+        if atomic_load(words, 0, 0) == 2:
             met[start] = 1
             break
-        _give_way()
+        yield_thread()
 
 
 @pytest.mark.skipif(config.DISABLE_JIT or not hasattr(os, "sched_yield"), reason="nothing shared")
@@ -93,7 +101,7 @@ def test_two_pieces_are_worked_on_at_the_same_time():
     try:
         for _ in range(200):  # the helper may come late
             begun, met = np.zeros(1, np.int64), np.zeros(2)
-            _shared(_meet, 2, LARGE, begun.ctypes.data, met)
+            run_shared(_meet, 2, LARGE, begun.ctypes.data, met)
             assert begun == 2 and met[1]
             if met[0]:
                 break
@@ -103,9 +111,9 @@ def test_two_pieces_are_worked_on_at_the_same_time():
 
 
 def test_helpers_sleep_when_there_is_nothing_to_do():
-    _shared(_count, 64, LARGE, np.zeros(64, np.int64))
+    run_shared(_count, 64, LARGE, np.zeros(64, np.int64))
     for _ in range(300):
-        if len(_listeners.sleeping) == _listeners.size:
+        if len(listener_pool.sleeping) == listener_pool.size:
             return
         time.sleep(0.01)
     raise AssertionError("somebody listens for ever")
@@ -116,7 +124,7 @@ def test_a_forked_process_shares_with_helpers_of_its_own():
     program = """
 import os, numpy as np
 from dlnotes.gradients import LayerNorm
-from dlnotes.threads import set_num_threads
+from dlnotes.core.execution import set_num_threads
 set_num_threads(3)
 x, layer = np.random.default_rng(0).normal(size=(4096, 64)).astype(np.float32), LayerNorm(64)
 right = layer(x)
@@ -131,6 +139,7 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 print("both")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
-                          timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
     assert done.stdout == "both\n", done.stderr

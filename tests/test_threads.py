@@ -1,4 +1,5 @@
 """Work shared between threads: every piece once, errors, nesting, forks, several callers."""
+
 import os
 import subprocess
 import sys
@@ -8,9 +9,15 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from dlnotes.checking import compiled
+from dlnotes.core.execution import (
+    available_threads,
+    compiled,
+    in_threads,
+    num_threads,
+    scratch_arrays,
+    set_num_threads,
+)
 from dlnotes.mlp import ReLU
-from dlnotes.threads import _available, _scratch, in_threads, num_threads, set_num_threads
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -27,6 +34,7 @@ def test_each_piece_is_done_once(threads, n):
 
     def work(i):
         done[i] += 1
+
     in_threads(work, n)
     assert done == [1] * n
 
@@ -35,6 +43,7 @@ def test_an_error_reaches_the_caller_and_the_pool_goes_on(threads):
     def work(i):
         if i == 3:
             raise KeyError("third")
+
     for _ in range(20):
         with pytest.raises(KeyError, match="third"):
             in_threads(work, 9)
@@ -49,6 +58,7 @@ def test_nested_and_from_several_threads(threads):
 
         def inner(k):
             parts[k] = k
+
         in_threads(inner, 10)
         totals[i] = parts.sum()
 
@@ -83,24 +93,25 @@ def test_scratch_is_each_threads_own_and_aligned():
     seen = {}
 
     def take(name):
-        seen[name] = _scratch(f, 3, 100)
+        seen[name] = scratch_arrays(f, 3, 100)
+
     others = [threading.Thread(target=take, args=(i,)) for i in range(3)]
     for t in others:
         t.start()
         t.join()
-    mine = _scratch(f, 3, 100)
+    mine = scratch_arrays(f, 3, 100)
     for arrays in seen.values():
         assert not np.shares_memory(arrays[1], mine[1])
     assert [a.size for a in mine] == [3, 100] and all(a.ctypes.data % 64 == 0 for a in mine)
-    grown = _scratch(np.dtype(np.float64), 10_000)[0]
-    assert np.shares_memory(grown, _scratch(f, 5)[0])
+    grown = scratch_arrays(np.dtype(np.float64), 10_000)[0]
+    assert np.shares_memory(grown, scratch_arrays(f, 5)[0])
 
 
 FORKED = """
 import os, sys, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork with threads
 import numpy as np
-from dlnotes.threads import in_threads, set_num_threads
+from dlnotes.core.execution import in_threads, set_num_threads
 set_num_threads(3)
 def total():
     parts = np.zeros(50)
@@ -118,13 +129,23 @@ print("both right")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_has_threads_of_its_own():
-    out = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True,
-                         timeout=120)
+    out = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120
+    )
     assert out.stdout == "both right\n", out.stderr
 
 
-@pytest.mark.parametrize("n, error", [(0, ValueError), (-1, ValueError), (2.0, TypeError),
-                                      ("2", TypeError), (None, TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    "n, error",
+    [
+        (0, ValueError),
+        (-1, ValueError),
+        (2.0, TypeError),
+        ("2", TypeError),
+        (None, TypeError),
+        (True, TypeError),
+    ],
+)
 def test_bad_numbers_of_threads(n, error):
     before = num_threads()
     with pytest.raises(error, match="^n: expected"):
@@ -134,12 +155,12 @@ def test_bad_numbers_of_threads(n, error):
 
 def test_the_environment_says_how_many(monkeypatch):
     monkeypatch.setenv("DLNOTES_NUM_THREADS", "7")
-    assert _available() == 7
+    assert available_threads() == 7
     monkeypatch.setenv("DLNOTES_NUM_THREADS", "many")
     with pytest.raises(ValueError, match="DLNOTES_NUM_THREADS: expected 1, 2, ..., got 'many'"):
-        _available()
+        available_threads()
     monkeypatch.delenv("DLNOTES_NUM_THREADS")
-    assert _available() >= 1
+    assert available_threads() >= 1
 
 
 def test_pieces_are_counted_in_whole_numbers():

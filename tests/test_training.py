@@ -1,4 +1,5 @@
 """Training beyond its chapter: parity with PyTorch, bad input, seeds, files, memory, threads."""
+
 import copy
 import math
 import pickle
@@ -33,7 +34,7 @@ from dlnotes import (
     save,
     step_lr,
 )
-from dlnotes.optim import _adamw, _momentum, _sgd
+from dlnotes.training import _adamw, _momentum, _sgd
 
 DTYPES = [np.float32, np.float64]
 SHAPES = [(3, 4), (4,), (2, 3, 2, 2), (), (0, 3)]
@@ -60,8 +61,14 @@ def task(m=60, seed=0, dtype=np.float64):
 
 def run(model, optimizer=None, loss=None, data=None, **settings):
     x, y = task() if data is None else data
-    return fit(model, loss or CrossEntropyLoss(), optimizer or SGD(model.params, 0.1), x, y,
-               **{"rng": 0, "progress": False, **settings})
+    return fit(
+        model,
+        loss or CrossEntropyLoss(),
+        optimizer or SGD(model.params, 0.1),
+        x,
+        y,
+        **{"rng": 0, "progress": False, **settings},
+    )
 
 
 # --- optimisers against PyTorch and against their definitions
@@ -73,14 +80,17 @@ small = st.floats(0, 0.5)
 def walk_both(ours, make_theirs, params, seed, steps, rates):
     "Many steps of both, with random gradients and changing rates; the largest difference."
     import torch
+
     theirs = {k: torch.nn.Parameter(torch.tensor(w)) for k, w in params.items()}
     optimizer = make_theirs(list(theirs.values()))
     rng = np.random.default_rng(seed)
     for _ in range(steps):
         ours.lr = optimizer.param_groups[0]["lr"] = float(rng.choice(rates))
         sizes = 10.0 ** rng.integers(-4, 3, len(params))
-        grads = {k: np.asarray(size * rng.normal(size=w.shape))
-                 for size, (k, w) in zip(sizes, params.items())}
+        grads = {
+            k: np.asarray(size * rng.normal(size=w.shape))
+            for size, (k, w) in zip(sizes, params.items())
+        }
         for k, p in theirs.items():
             p.grad = torch.tensor(grads[k])
         ours.step(grads)
@@ -90,25 +100,47 @@ def walk_both(ours, make_theirs, params, seed, steps, rates):
 
 
 @settings(deadline=None, max_examples=60)
-@given(lrs=st.lists(rates, min_size=1, max_size=3), momentum=st.sampled_from([0, 0.3, 0.9, 0.999]),
-       decay=small, ahead=st.booleans(), seed=st.integers(0, 2**20))
+@given(
+    lrs=st.lists(rates, min_size=1, max_size=3),
+    momentum=st.sampled_from([0, 0.3, 0.9, 0.999]),
+    decay=small,
+    ahead=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
 def test_sgd_is_pytorchs(lrs, momentum, decay, ahead, seed):
     torch = pytest.importorskip("torch")
     params, nesterov = arrays(seed), ahead and momentum > 0
     same = dict(momentum=momentum, weight_decay=decay, nesterov=nesterov)
-    walk_both(SGD(params, lrs[0], **same), partial(torch.optim.SGD, lr=lrs[0], **same),
-              params, seed, 40, lrs)
+    walk_both(
+        SGD(params, lrs[0], **same),
+        partial(torch.optim.SGD, lr=lrs[0], **same),
+        params,
+        seed,
+        40,
+        lrs,
+    )
 
 
 @settings(deadline=None, max_examples=60)
-@given(lrs=st.lists(rates, min_size=1, max_size=3), decay=small, seed=st.integers(0, 2**20),
-       betas=st.tuples(st.floats(0, 0.99), st.floats(0, 0.9999)), eps=st.floats(1e-10, 0.1))
+@given(
+    lrs=st.lists(rates, min_size=1, max_size=3),
+    decay=small,
+    seed=st.integers(0, 2**20),
+    betas=st.tuples(st.floats(0, 0.99), st.floats(0, 0.9999)),
+    eps=st.floats(1e-10, 0.1),
+)
 def test_adamw_is_pytorchs(lrs, betas, eps, decay, seed):
     torch = pytest.importorskip("torch")
     params = arrays(seed)
     same = dict(betas=betas, eps=eps, weight_decay=decay)
-    walk_both(AdamW(params, lrs[0], **same), partial(torch.optim.AdamW, lr=lrs[0], **same),
-              params, seed, 40, lrs)
+    walk_both(
+        AdamW(params, lrs[0], **same),
+        partial(torch.optim.AdamW, lr=lrs[0], **same),
+        params,
+        seed,
+        40,
+        lrs,
+    )
 
 
 def test_defaults_are_pytorchs():
@@ -117,10 +149,12 @@ def test_defaults_are_pytorchs():
     sgd, adamw = torch.optim.SGD(p).defaults, torch.optim.AdamW(p).defaults
     ours = SGD({"w": np.zeros(1)})
     assert (ours.lr, ours.momentum, ours.weight_decay, ours.nesterov) == tuple(
-        sgd[k] for k in ("lr", "momentum", "weight_decay", "nesterov"))
+        sgd[k] for k in ("lr", "momentum", "weight_decay", "nesterov")
+    )
     ours = AdamW({"w": np.zeros(1)})
     assert (ours.lr, ours.betas, ours.eps, ours.weight_decay) == tuple(
-        adamw[k] for k in ("lr", "betas", "eps", "weight_decay"))
+        adamw[k] for k in ("lr", "betas", "eps", "weight_decay")
+    )
 
 
 @pytest.mark.kernel
@@ -187,8 +221,14 @@ def test_gradients_of_any_layout():
     read_only = g.copy()
     read_only.flags.writeable = False
     results = []
-    for layout in (g, np.asfortranarray(g), np.repeat(g, 2, axis=1)[:, ::2], g[::-1].copy()[::-1],
-                   np.broadcast_to(g, g.shape), read_only):
+    for layout in (
+        g,
+        np.asfortranarray(g),
+        np.repeat(g, 2, axis=1)[:, ::2],
+        g[::-1].copy()[::-1],
+        np.broadcast_to(g, g.shape),
+        read_only,
+    ):
         params = {"w": w.copy()}
         AdamW(params, 0.1).step({"w": layout})
         results.append(params["w"])
@@ -214,74 +254,107 @@ def test_a_copied_optimiser_goes_on_with_its_own_arrays(copied):
 
 # --- optimisers refuse what does not fit
 
+
 @pytest.mark.kernel
 @pytest.mark.parametrize("make", [SGD, AdamW])
-@pytest.mark.parametrize("params, error, words", [
-    ([np.ones(2)], TypeError, "^params: expected a dict, got list"),
-    (None, TypeError, "^params: expected a dict, got NoneType"),
-    ({}, ValueError, "^params: expected arrays of one dtype"),
-    ({"a": [1.0]}, TypeError, r"^params\['a'\]: expected a float32 or float64 array, got list"),
-    ({"a": np.ones(2, int)}, TypeError, r"^params\['a'\]: .* got int64"),
-    ({"a": np.ones(2, np.float16)}, TypeError, r"^params\['a'\]: .* got float16"),
-    ({"a": np.ones(2, complex)}, TypeError, r"^params\['a'\]: .* got complex128"),
-    ({"a": np.ones(2, ">f8")}, TypeError, r"^params\['a'\]: .* got >f8"),
-    ({"a": np.ones((4, 4))[:, ::2]}, ValueError, r"^params\['a'\]: expected a contiguous"),
-    ({"a": np.asfortranarray(np.ones((3, 4)))}, ValueError, r"^params\['a'\]: .* contiguous"),
-    ({"a": np.broadcast_to(np.ones(1), 3)}, ValueError, r"^params\['a'\]: .* contiguous"),
-    ({"a": np.ones(2), "b": np.ones(2, np.float32)}, ValueError, "^params: .* one dtype"),
-])
+@pytest.mark.parametrize(
+    "params, error, words",
+    [
+        ([np.ones(2)], TypeError, "^params: expected a dict, got list"),
+        (None, TypeError, "^params: expected a dict, got NoneType"),
+        ({}, ValueError, "^params: expected arrays of one dtype"),
+        ({"a": [1.0]}, TypeError, r"^params\['a'\]: expected a float32 or float64 array, got list"),
+        ({"a": np.ones(2, int)}, TypeError, r"^params\['a'\]: .* got int64"),
+        ({"a": np.ones(2, np.float16)}, TypeError, r"^params\['a'\]: .* got float16"),
+        ({"a": np.ones(2, complex)}, TypeError, r"^params\['a'\]: .* got complex128"),
+        ({"a": np.ones(2, ">f8")}, TypeError, r"^params\['a'\]: .* got >f8"),
+        ({"a": np.ones((4, 4))[:, ::2]}, ValueError, r"^params\['a'\]: expected a contiguous"),
+        ({"a": np.asfortranarray(np.ones((3, 4)))}, ValueError, r"^params\['a'\]: .* contiguous"),
+        ({"a": np.broadcast_to(np.ones(1), 3)}, ValueError, r"^params\['a'\]: .* contiguous"),
+        ({"a": np.ones(2), "b": np.ones(2, np.float32)}, ValueError, "^params: .* one dtype"),
+    ],
+)
 def test_wrong_parameters(make, params, error, words):
     with pytest.raises(error, match=words):
         make(params)
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("make, settings, error, words", [
-    (SGD, dict(lr=-0.1), ValueError, "^lr: expected a number from 0 to below 1e\\+30, got -0.1"),
-    (AdamW, dict(lr=-1), ValueError, "^lr: "),
-    (SGD, dict(lr=math.nan), ValueError, "^lr: "),
-    (AdamW, dict(lr=math.inf), ValueError, "^lr: "),
-    (SGD, dict(lr="0.1"), TypeError, "^lr: expected a number, got '0.1'"),
-    (SGD, dict(lr=None), TypeError, "^lr: "),
-    (SGD, dict(lr=True), TypeError, "^lr: "),
-    (SGD, dict(lr=1j), TypeError, "^lr: "),
-    (SGD, dict(momentum=1), ValueError, "^momentum: expected a number from 0 to below 1, got 1"),
-    (SGD, dict(momentum=-0.1), ValueError, "^momentum: "),
-    (SGD, dict(momentum=[0.9]), TypeError, "^momentum: "),
-    (SGD, dict(weight_decay=-1), ValueError, "^weight_decay: "),
-    (SGD, dict(nesterov=True), ValueError, "^nesterov: expected a momentum above 0"),
-    (SGD, dict(momentum=0.9, nesterov=1), TypeError, "^nesterov: expected True or False, got 1"),
-    (AdamW, dict(betas=0.9), TypeError, "^betas: expected two numbers"),
-    (AdamW, dict(betas=(0.9,)), TypeError, "^betas: "),
-    (AdamW, dict(betas=(1.0, 0.9)), ValueError, r"^betas\[0\]: "),
-    (AdamW, dict(betas=(0.9, 1)), ValueError, r"^betas\[1\]: "),
-    (AdamW, dict(betas=(-0.1, 0.9)), ValueError, r"^betas\[0\]: "),
-    (AdamW, dict(betas=(0.9, "b")), TypeError, r"^betas\[1\]: "),
-    (AdamW, dict(eps=-1e-8), ValueError, "^eps: "),
-    (AdamW, dict(eps=math.nan), ValueError, "^eps: "),
-    (AdamW, dict(weight_decay=-0.01), ValueError, "^weight_decay: "),
-    (AdamW, dict(weight_decay=math.inf), ValueError, "^weight_decay: "),
-])
+@pytest.mark.parametrize(
+    "make, settings, error, words",
+    [
+        (
+            SGD,
+            dict(lr=-0.1),
+            ValueError,
+            "^lr: expected a number from 0 to below 1e\\+30, got -0.1",
+        ),
+        (AdamW, dict(lr=-1), ValueError, "^lr: "),
+        (SGD, dict(lr=math.nan), ValueError, "^lr: "),
+        (AdamW, dict(lr=math.inf), ValueError, "^lr: "),
+        (SGD, dict(lr="0.1"), TypeError, "^lr: expected a number, got '0.1'"),
+        (SGD, dict(lr=None), TypeError, "^lr: "),
+        (SGD, dict(lr=True), TypeError, "^lr: "),
+        (SGD, dict(lr=1j), TypeError, "^lr: "),
+        (
+            SGD,
+            dict(momentum=1),
+            ValueError,
+            "^momentum: expected a number from 0 to below 1, got 1",
+        ),
+        (SGD, dict(momentum=-0.1), ValueError, "^momentum: "),
+        (SGD, dict(momentum=[0.9]), TypeError, "^momentum: "),
+        (SGD, dict(weight_decay=-1), ValueError, "^weight_decay: "),
+        (SGD, dict(nesterov=True), ValueError, "^nesterov: expected a momentum above 0"),
+        (
+            SGD,
+            dict(momentum=0.9, nesterov=1),
+            TypeError,
+            "^nesterov: expected True or False, got 1",
+        ),
+        (AdamW, dict(betas=0.9), TypeError, "^betas: expected two numbers"),
+        (AdamW, dict(betas=(0.9,)), TypeError, "^betas: "),
+        (AdamW, dict(betas=(1.0, 0.9)), ValueError, r"^betas\[0\]: "),
+        (AdamW, dict(betas=(0.9, 1)), ValueError, r"^betas\[1\]: "),
+        (AdamW, dict(betas=(-0.1, 0.9)), ValueError, r"^betas\[0\]: "),
+        (AdamW, dict(betas=(0.9, "b")), TypeError, r"^betas\[1\]: "),
+        (AdamW, dict(eps=-1e-8), ValueError, "^eps: "),
+        (AdamW, dict(eps=math.nan), ValueError, "^eps: "),
+        (AdamW, dict(weight_decay=-0.01), ValueError, "^weight_decay: "),
+        (AdamW, dict(weight_decay=math.inf), ValueError, "^weight_decay: "),
+    ],
+)
 def test_wrong_settings(make, settings, error, words):
     with pytest.raises(error, match=words):
         make({"w": np.ones(2)}, **settings)
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("change, error, words", [
-    (lambda g: g.pop("b"), ValueError, r"^grads: .* names \['a', 'b'\], differs in \['b'\]"),
-    (lambda g: g.update(c=np.ones(2)), ValueError, r"^grads: .* differs in \['c'\]"),
-    (lambda g: (g.pop("a"), g.update(c=np.ones(3))), ValueError, r"differs in \['a', 'c'\]"),
-    (lambda g: g.update({1: np.ones(2)}), ValueError, r"differs in \['1'\]"),
-    (lambda g: g.update(b=np.ones(3)), ValueError, r"^grads\['b'\]: .* \(2, 2\), got \(3,\)"),
-    (lambda g: g.update(b=np.ones(4)), ValueError, r"^grads\['b'\]: expected shape"),
-    (lambda g: g.update(b=[[1.0, 1], [1, 1]]), TypeError, r"^grads\['b'\]: .* float64, got list"),
-    (lambda g: g.update(b=None), TypeError, r"^grads\['b'\]: .* got NoneType"),
-    (lambda g: g.update(b=np.ones((2, 2), "f4")), TypeError, r"^grads\['b'\]: .* ndarray float32"),
-    (lambda g: g.update(b=np.ones((2, 2), int)), TypeError, r"^grads\['b'\]: .* ndarray int64"),
-    (lambda g: g.update(b=np.ones((2, 2), ">f8")), TypeError, r"^grads\['b'\]: .* ndarray >f8"),
-    (lambda g: g.update(b=np.asmatrix(np.ones((2, 2)))), TypeError, r"^grads\['b'\]: "),
-])
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        (lambda g: g.pop("b"), ValueError, r"^grads: .* names \['a', 'b'\], differs in \['b'\]"),
+        (lambda g: g.update(c=np.ones(2)), ValueError, r"^grads: .* differs in \['c'\]"),
+        (lambda g: (g.pop("a"), g.update(c=np.ones(3))), ValueError, r"differs in \['a', 'c'\]"),
+        (lambda g: g.update({1: np.ones(2)}), ValueError, r"differs in \['1'\]"),
+        (lambda g: g.update(b=np.ones(3)), ValueError, r"^grads\['b'\]: .* \(2, 2\), got \(3,\)"),
+        (lambda g: g.update(b=np.ones(4)), ValueError, r"^grads\['b'\]: expected shape"),
+        (
+            lambda g: g.update(b=[[1.0, 1], [1, 1]]),
+            TypeError,
+            r"^grads\['b'\]: .* float64, got list",
+        ),
+        (lambda g: g.update(b=None), TypeError, r"^grads\['b'\]: .* got NoneType"),
+        (
+            lambda g: g.update(b=np.ones((2, 2), "f4")),
+            TypeError,
+            r"^grads\['b'\]: .* ndarray float32",
+        ),
+        (lambda g: g.update(b=np.ones((2, 2), int)), TypeError, r"^grads\['b'\]: .* ndarray int64"),
+        (lambda g: g.update(b=np.ones((2, 2), ">f8")), TypeError, r"^grads\['b'\]: .* ndarray >f8"),
+        (lambda g: g.update(b=np.asmatrix(np.ones((2, 2)))), TypeError, r"^grads\['b'\]: "),
+    ],
+)
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 def test_wrong_gradients_change_nothing(change, error, words):
     for make in (SGD, partial(SGD, momentum=0.9), AdamW):
@@ -318,6 +391,7 @@ def test_a_rate_of_zero_changes_nothing():
 
 # --- schedules
 
+
 @settings(deadline=None, max_examples=40)
 @given(lr=rates, size=st.integers(1, 9), gamma=st.floats(0, 1.5))
 def test_step_lr_is_pytorchs(lr, size, gamma):
@@ -326,8 +400,13 @@ def test_step_lr_is_pytorchs(lr, size, gamma):
 
 
 @settings(deadline=None, max_examples=40)
-@given(lr=rates, T=st.integers(1, 30), low=st.floats(0, 1), warmup=st.integers(0, 9),
-       first=st.floats(0.01, 1))
+@given(
+    lr=rates,
+    T=st.integers(1, 30),
+    low=st.floats(0, 1),
+    warmup=st.integers(0, 9),
+    first=st.floats(0.01, 1),
+)
 def test_cosine_lr_is_pytorchs(lr, T, low, warmup, first):
     def make(o, s):
         down = s.CosineAnnealingLR(o, T, low)
@@ -335,6 +414,7 @@ def test_cosine_lr_is_pytorchs(lr, T, low, warmup, first):
             return down
         up = s.LinearLR(o, first, 1.0, warmup)
         return s.SequentialLR(o, [up, down], [warmup])
+
     theirs = schedule_of(make, lr, warmup + T + 1)
     ours = [cosine_lr(t, lr, T, low, warmup, first) for t in range(warmup + T + 1)]
     np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-10)  # theirs is a recursion
@@ -345,7 +425,7 @@ def schedule_of(make, lr, steps):
     torch = pytest.importorskip("torch")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")      # PyTorch complains of its own SequentialLR
+        warnings.simplefilter("ignore")  # PyTorch complains of its own SequentialLR
         schedule, found = make(optimizer, torch.optim.lr_scheduler), []
         for _ in range(steps):
             found.append(optimizer.param_groups[0]["lr"])
@@ -354,23 +434,26 @@ def schedule_of(make, lr, steps):
     return found
 
 
-@pytest.mark.parametrize("call, error, words", [
-    (lambda: step_lr(-1, 0.1, 5), ValueError, "^step: expected 0 or more, got -1"),
-    (lambda: step_lr(1.5, 0.1, 5), TypeError, "^step: expected a whole number, got 1.5"),
-    (lambda: step_lr(True, 0.1, 5), TypeError, "^step: "),
-    (lambda: step_lr(0, -0.1, 5), ValueError, "^lr: "),
-    (lambda: step_lr(0, 0.1, 0), ValueError, "^step_size: expected 1 or more, got 0"),
-    (lambda: step_lr(0, 0.1, 5, -1), ValueError, "^gamma: "),
-    (lambda: step_lr(0, 0.1, 5, "a"), TypeError, "^gamma: "),
-    (lambda: cosine_lr(-1, 0.1, 5), ValueError, "^step: "),
-    (lambda: cosine_lr(0, "0.1", 5), TypeError, "^lr: "),
-    (lambda: cosine_lr(0, 0.1, 0), ValueError, "^T_max: "),
-    (lambda: cosine_lr(0, 0.1, 2.0), TypeError, "^T_max: "),
-    (lambda: cosine_lr(0, 0.1, 5, eta_min=-1), ValueError, "^eta_min: "),
-    (lambda: cosine_lr(0, 0.1, 5, warmup=-1), ValueError, "^warmup: "),
-    (lambda: cosine_lr(0, 0.1, 5, start_factor=2), ValueError, "^start_factor: "),
-    (lambda: cosine_lr(0, 0.1, 5, start_factor=math.nan), ValueError, "^start_factor: "),
-])
+@pytest.mark.parametrize(
+    "call, error, words",
+    [
+        (lambda: step_lr(-1, 0.1, 5), ValueError, "^step: expected 0 or more, got -1"),
+        (lambda: step_lr(1.5, 0.1, 5), TypeError, "^step: expected a whole number, got 1.5"),
+        (lambda: step_lr(True, 0.1, 5), TypeError, "^step: "),
+        (lambda: step_lr(0, -0.1, 5), ValueError, "^lr: "),
+        (lambda: step_lr(0, 0.1, 0), ValueError, "^step_size: expected 1 or more, got 0"),
+        (lambda: step_lr(0, 0.1, 5, -1), ValueError, "^gamma: "),
+        (lambda: step_lr(0, 0.1, 5, "a"), TypeError, "^gamma: "),
+        (lambda: cosine_lr(-1, 0.1, 5), ValueError, "^step: "),
+        (lambda: cosine_lr(0, "0.1", 5), TypeError, "^lr: "),
+        (lambda: cosine_lr(0, 0.1, 0), ValueError, "^T_max: "),
+        (lambda: cosine_lr(0, 0.1, 2.0), TypeError, "^T_max: "),
+        (lambda: cosine_lr(0, 0.1, 5, eta_min=-1), ValueError, "^eta_min: "),
+        (lambda: cosine_lr(0, 0.1, 5, warmup=-1), ValueError, "^warmup: "),
+        (lambda: cosine_lr(0, 0.1, 5, start_factor=2), ValueError, "^start_factor: "),
+        (lambda: cosine_lr(0, 0.1, 5, start_factor=math.nan), ValueError, "^start_factor: "),
+    ],
+)
 def test_schedules_refuse(call, error, words):
     with pytest.raises(error, match=words):
         call()
@@ -378,13 +461,23 @@ def test_schedules_refuse(call, error, words):
 
 # --- fit
 
+
 @pytest.mark.kernel
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_fit_learns_and_keeps_the_dtype(dtype):
     model = network(dtype=dtype)
     x, y = task(300, dtype=dtype)
-    history = fit(model, CrossEntropyLoss(), AdamW(model.params, 0.02), x, y, epochs=30, rng=0,
-                  validation=task(100, 1), progress=False)
+    history = fit(
+        model,
+        CrossEntropyLoss(),
+        AdamW(model.params, 0.02),
+        x,
+        y,
+        epochs=30,
+        rng=0,
+        validation=task(100, 1),
+        progress=False,
+    )
     assert history.val_accuracy[-1] > 0.9 and history.train_loss[-1] < 0.3 * history.train_loss[0]
     assert all(w.dtype == dtype for w in model.params.values())
     assert history.epochs == list(range(1, 31)) and history.lr == [0.02] * 30
@@ -395,8 +488,9 @@ def test_fit_learns_and_keeps_the_dtype(dtype):
 
 @pytest.mark.kernel
 @settings(deadline=None, max_examples=25)
-@given(m=st.integers(1, 23), size=st.integers(1, 30), shuffle=st.booleans(),
-       seed=st.integers(0, 2**20))
+@given(
+    m=st.integers(1, 23), size=st.integers(1, 30), shuffle=st.booleans(), seed=st.integers(0, 2**20)
+)
 def test_fit_is_the_plain_loop(m, size, shuffle, seed):
     x, y = task(m, seed)
     ours, plain, loss = network(), network(), CrossEntropyLoss()
@@ -404,7 +498,7 @@ def test_fit_is_the_plain_loop(m, size, shuffle, seed):
     for _ in range(3):
         order, total = rng.permutation(m) if shuffle else np.arange(m), 0
         for first in range(0, m, size):
-            rows = order[first:first + size]
+            rows = order[first : first + size]
             answer, cache = plain.forward(x[rows])
             value, back = loss.forward(answer, y[rows])
             grads = plain.backward(loss.backward(back), cache)[1]
@@ -424,6 +518,7 @@ def test_the_same_seed_gives_the_same_weights():
         model = network()
         run(model, AdamW(model.params), epochs=3, batch_size=7, rng=rng)
         return np.concatenate([w.ravel() for w in model.params.values()]).tobytes()
+
     assert trained(3) == trained(3) == trained(np.random.default_rng(3)) != trained(4)
 
 
@@ -444,8 +539,12 @@ def test_data_are_not_changed_and_any_layout_will_do():
     kept = x.copy(), y.copy()
     x.flags.writeable = y.flags.writeable = False
     results = []
-    for data in ((x, y), (np.asfortranarray(x), y.astype(float)), (x.tolist(), y.tolist()),
-                 (np.repeat(x, 2, 0)[::2], y.astype(np.uint8))):
+    for data in (
+        (x, y),
+        (np.asfortranarray(x), y.astype(float)),
+        (x.tolist(), y.tolist()),
+        (np.repeat(x, 2, 0)[::2], y.astype(np.uint8)),
+    ):
         model = network()
         run(model, data=data, validation=data, epochs=2)
         results.append(model.params["0.weight"])
@@ -461,8 +560,15 @@ def test_early_stopping_puts_the_best_weights_back():
     x, y = task(30)
     noisy = np.where(rng.random(30) < 0.4, rng.integers(3, size=30), y)
     model, states, val = network(sizes=(5, 64, 3)), [], task(60, 1)
-    history = run(model, AdamW(model.params, 0.01), data=(x, noisy), epochs=400, patience=4,
-                  validation=val, callback=lambda h: states.append(copy.deepcopy(model.params)))
+    history = run(
+        model,
+        AdamW(model.params, 0.01),
+        data=(x, noisy),
+        epochs=400,
+        patience=4,
+        validation=val,
+        callback=lambda h: states.append(copy.deepcopy(model.params)),
+    )
     assert history.stopped_early and len(history.epochs) == history.best_epoch + 4 < 400
     assert history.best_epoch == 1 + int(np.argmin(history.val_loss))
     for k, w in model.params.items():
@@ -501,16 +607,35 @@ def test_other_losses():
     x, y = task(200)
     two = (y == 1)[:, None].astype(float)
     model = network(sizes=(5, 8, 1))
-    history = run(model, AdamW(model.params, 0.03), BCEWithLogitsLoss(), (x, two), epochs=30,
-                  validation=(x, two))
+    history = run(
+        model,
+        AdamW(model.params, 0.03),
+        BCEWithLogitsLoss(),
+        (x, two),
+        epochs=30,
+        validation=(x, two),
+    )
     assert history.val_accuracy[-1] > 0.9
     model = Sequential(Linear(5, 2, rng=0, dtype=np.float64))
-    history = run(model, AdamW(model.params, 0.05), MSELoss(), (x, x[:, :2]), epochs=60,
-                  validation=(x, x[:, :2]))
+    history = run(
+        model,
+        AdamW(model.params, 0.05),
+        MSELoss(),
+        (x, x[:, :2]),
+        epochs=60,
+        validation=(x, x[:, :2]),
+    )
     assert history.val_loss[-1] < 0.01 and history.val_accuracy == []
     assert evaluate(model, MSELoss(), x, x[:, :2])[1] is None
-    added = run(network(), loss=CrossEntropyLoss(reduction="sum"), data=task(40), epochs=1,
-                optimizer=None, shuffle=False, batch_size=40).train_loss
+    added = run(
+        network(),
+        loss=CrossEntropyLoss(reduction="sum"),
+        data=task(40),
+        epochs=1,
+        optimizer=None,
+        shuffle=False,
+        batch_size=40,
+    ).train_loss
     mean = run(network(), data=task(40), epochs=1, shuffle=False, batch_size=40).train_loss
     np.testing.assert_allclose(added, mean)
 
@@ -523,7 +648,7 @@ def test_divergence_is_an_error_that_says_what_to_do():
         warnings.simplefilter("error")
         with pytest.raises(FloatingPointError, match="^the loss became (inf|nan) after .* lr"):
             run(model, SGD(model.params, 1e6), MSELoss(), (x, x), epochs=50)
-    model = Sequential(Linear(5, 5, rng=0))     # the last step of all
+    model = Sequential(Linear(5, 5, rng=0))  # the last step of all
     with pytest.raises(FloatingPointError, match="^0.weight is no longer finite"):
         run(model, SGD(model.params, 1e10), MSELoss(), (1e15 * x, x), epochs=1, batch_size=60)
 
@@ -541,54 +666,73 @@ X, Y = task(6)
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("change, error, words", [
-    (dict(x=X[:0], y=Y[:0]), ValueError, "^x: expected at least one example"),
-    (dict(x=X[:, :4]), ValueError, r"^x: expected shape"),
-    (dict(x=np.where(X == X[2, 2], np.nan, X)), ValueError, "^x: expected finite"),
-    (dict(x=X.astype(complex)), TypeError, "^x: expected real numbers"),
-    (dict(x="abc"), TypeError, "^x: "),
-    (dict(x=3.0), ValueError, "^x: "),
-    (dict(y=Y[:5]), ValueError, r"^y: expected shape \(6,\)"),
-    (dict(y=Y[:, None]), ValueError, "^y: "),
-    (dict(y=Y + 1), ValueError, "^y: expected 0 to 2, got 3"),
-    (dict(y=Y - 1), ValueError, "^y: expected 0 to 2, got -1"),
-    (dict(y=Y + 0.5), ValueError, "^y: "),
-    (dict(y=None), TypeError, "^y: "),
-    (dict(epochs=0), ValueError, "^epochs: expected 1 or more"),
-    (dict(epochs=2.0), TypeError, "^epochs: "),
-    (dict(batch_size=0), ValueError, "^batch_size: expected 1 or more"),
-    (dict(batch_size=None), TypeError, "^batch_size: "),
-    (dict(patience=3), ValueError, "^patience: expected validation data"),
-    (dict(patience=0, validation=(X, Y)), ValueError, "^patience: expected 1 or more"),
-    (dict(patience=1.5, validation=(X, Y)), TypeError, "^patience: "),
-    (dict(validation=(X[:, :4], Y)), ValueError, "expected shape"),
-    (dict(validation=(X, Y[:5])), ValueError, "^validation y: expected shape"),
-    (dict(validation=(X[:0], Y[:0])), ValueError, "^validation x: "),
-    (dict(validation=X), ValueError, "^validation: expected inputs and targets"),
-    (dict(validation=5), ValueError, "^validation: expected inputs and targets"),
-    (dict(optimizer=SGD(network().params)), ValueError, "^optimizer: expected one made of this"),
-    (dict(optimizer="sgd"), TypeError, "^optimizer: "),
-    (dict(loss="mse"), TypeError, "^loss: "),
-    (dict(model=lambda x: x), TypeError, "^model: "),
-    (dict(schedule=0.1), TypeError, "^schedule: "),
-    (dict(callback=3), TypeError, "^callback: "),
-    (dict(rng="a"), (TypeError, ValueError), "."),
-])
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        (dict(x=X[:0], y=Y[:0]), ValueError, "^x: expected at least one example"),
+        (dict(x=X[:, :4]), ValueError, r"^x: expected shape"),
+        (dict(x=np.where(X == X[2, 2], np.nan, X)), ValueError, "^x: expected finite"),
+        (dict(x=X.astype(complex)), TypeError, "^x: expected real numbers"),
+        (dict(x="abc"), TypeError, "^x: "),
+        (dict(x=3.0), ValueError, "^x: "),
+        (dict(y=Y[:5]), ValueError, r"^y: expected shape \(6,\)"),
+        (dict(y=Y[:, None]), ValueError, "^y: "),
+        (dict(y=Y + 1), ValueError, "^y: expected 0 to 2, got 3"),
+        (dict(y=Y - 1), ValueError, "^y: expected 0 to 2, got -1"),
+        (dict(y=Y + 0.5), ValueError, "^y: "),
+        (dict(y=None), TypeError, "^y: "),
+        (dict(epochs=0), ValueError, "^epochs: expected 1 or more"),
+        (dict(epochs=2.0), TypeError, "^epochs: "),
+        (dict(batch_size=0), ValueError, "^batch_size: expected 1 or more"),
+        (dict(batch_size=None), TypeError, "^batch_size: "),
+        (dict(patience=3), ValueError, "^patience: expected validation data"),
+        (dict(patience=0, validation=(X, Y)), ValueError, "^patience: expected 1 or more"),
+        (dict(patience=1.5, validation=(X, Y)), TypeError, "^patience: "),
+        (dict(validation=(X[:, :4], Y)), ValueError, "expected shape"),
+        (dict(validation=(X, Y[:5])), ValueError, "^validation y: expected shape"),
+        (dict(validation=(X[:0], Y[:0])), ValueError, "^validation x: "),
+        (dict(validation=X), ValueError, "^validation: expected inputs and targets"),
+        (dict(validation=5), ValueError, "^validation: expected inputs and targets"),
+        (
+            dict(optimizer=SGD(network().params)),
+            ValueError,
+            "^optimizer: expected one made of this",
+        ),
+        (dict(optimizer="sgd"), TypeError, "^optimizer: "),
+        (dict(loss="mse"), TypeError, "^loss: "),
+        (dict(model=lambda x: x), TypeError, "^model: "),
+        (dict(schedule=0.1), TypeError, "^schedule: "),
+        (dict(callback=3), TypeError, "^callback: "),
+        (dict(rng="a"), (TypeError, ValueError), "."),
+    ],
+)
 def test_fit_refuses(change, error, words):
     model = network()
     before = copy.deepcopy(model.params)
-    arguments = dict(model=model, loss=CrossEntropyLoss(), optimizer=SGD(model.params), x=X, y=Y,
-                     epochs=2, progress=False)
+    arguments = dict(
+        model=model,
+        loss=CrossEntropyLoss(),
+        optimizer=SGD(model.params),
+        x=X,
+        y=Y,
+        epochs=2,
+        progress=False,
+    )
     with pytest.raises(error, match=words):
         fit(**{**arguments, **change})
     assert all((w == before[k]).all() for k, w in model.params.items())
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("change, words", [
-    (dict(x=X[:0], y=Y[:0]), "^x: "), (dict(y=Y + 1), "^y: "), (dict(batch_size=0), "^batch_size"),
-    (dict(x=X * np.inf), "^x: "),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(x=X[:0], y=Y[:0]), "^x: "),
+        (dict(y=Y + 1), "^y: "),
+        (dict(batch_size=0), "^batch_size"),
+        (dict(x=X * np.inf), "^x: "),
+    ],
+)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_evaluate_refuses(change, words):
     arguments = dict(model=network(), loss=CrossEntropyLoss(), x=X, y=Y)
@@ -628,6 +772,7 @@ def test_the_bar_is_shown_only_if_wanted(capfd):
 def test_batch_and_mask_go_to_the_model_together():
     class Masked(Composite):
         "A dense layer that sees only what its mask lets through."
+
         def forward(self, x, mask=None):
             assert mask is None or (mask.dtype == bool and x.dtype == np.float64)
             return self.parts["dense"].forward(x if mask is None else x * mask)
@@ -641,8 +786,19 @@ def test_batch_and_mask_go_to_the_model_together():
     runs = []
     for inputs in ((x, mask), x * mask):
         model = Masked(dense=Linear(5, 3, rng=0, dtype=np.float64))
-        runs.append(fit(model, CrossEntropyLoss(), SGD(model.params, 0.1), inputs, y, epochs=3,
-                        rng=0, validation=(inputs, y), progress=False))
+        runs.append(
+            fit(
+                model,
+                CrossEntropyLoss(),
+                SGD(model.params, 0.1),
+                inputs,
+                y,
+                epochs=3,
+                rng=0,
+                validation=(inputs, y),
+                progress=False,
+            )
+        )
     assert runs[0].val_loss == runs[1].val_loss and runs[0].train_loss == runs[1].train_loss
     with pytest.raises(ValueError, match=r"^x\[1\]: "):
         fit(model, CrossEntropyLoss(), SGD(model.params), (x, mask[1:]), y, progress=False)
@@ -651,6 +807,7 @@ def test_batch_and_mask_go_to_the_model_together():
 def test_whole_numbers_stay_where_the_model_takes_ids():
     class Rows(Layer):
         "Rows of a table, looked up."
+
         takes_ids = True
 
         def __init__(self):
@@ -668,8 +825,17 @@ def test_whole_numbers_stay_where_the_model_takes_ids():
     model = Sequential(Rows(), Linear(3, 2, rng=0, dtype=np.float64))
     assert model.takes_ids and not model[1:].takes_ids
     x = np.arange(12, dtype=np.int32) % 4
-    history = fit(model, CrossEntropyLoss(), SGD(model.params, 1.0), x, x % 2, epochs=60, rng=0,
-                  validation=(x, x % 2), progress=False)
+    history = fit(
+        model,
+        CrossEntropyLoss(),
+        SGD(model.params, 1.0),
+        x,
+        x % 2,
+        epochs=60,
+        rng=0,
+        validation=(x, x % 2),
+        progress=False,
+    )
     assert history.val_accuracy[-1] == 1
 
 
@@ -681,9 +847,19 @@ def test_targets_to_be_ignored_do_not_count():
     model, loss = network(), CrossEntropyLoss()
     for size in (7, 30):
         assert evaluate(model, loss, x, hidden, size) == pytest.approx(
-            evaluate(model, loss, x[there], y[there]))
-    first = fit(model, loss, SGD(model.params, 0.0), x, hidden, epochs=1, batch_size=11, rng=0,
-                progress=False)
+            evaluate(model, loss, x[there], y[there])
+        )
+    first = fit(
+        model,
+        loss,
+        SGD(model.params, 0.0),
+        x,
+        hidden,
+        epochs=1,
+        batch_size=11,
+        rng=0,
+        progress=False,
+    )
     assert first.train_loss[0] == pytest.approx(evaluate(model, loss, x[there], y[there])[0])
     with pytest.raises(ValueError, match="^y: "):
         evaluate(model, loss, x, np.full(30, -100))
@@ -711,14 +887,26 @@ def test_modes_of_fit():
             seen.append((self.training, len(x)))
             return super().forward(x)
 
-    model = Sequential(Linear(5, 4, rng=0, dtype=np.float64), Watching(),
-                       Sequential(Linear(4, 3, rng=0, dtype=np.float64)))
+    model = Sequential(
+        Linear(5, 4, rng=0, dtype=np.float64),
+        Watching(),
+        Sequential(Linear(4, 3, rng=0, dtype=np.float64)),
+    )
     assert model.training and model[2][0].training
     assert model.eval() is model and not (model.training or model[2][0].training)
     assert model.train() is model and model[2][0].training
     x, y = task(20)
-    fit(model, CrossEntropyLoss(), SGD(model.params), x, y, batch_size=10, epochs=2,
-        validation=(x, y), progress=False)
+    fit(
+        model,
+        CrossEntropyLoss(),
+        SGD(model.params),
+        x,
+        y,
+        batch_size=10,
+        epochs=2,
+        validation=(x, y),
+        progress=False,
+    )
     both = 2 * [(True, 10), (True, 10), (False, 20)]
     assert seen == [(False, 1), (False, 1), *both] and not model.training
 
@@ -734,8 +922,17 @@ def test_long_gradients_are_clipped():
     x, y = task(40)
     for most in (None, 0.05):
         model = network()
-        fit(model, CrossEntropyLoss(), Noting(model.params, 0.01), x, y, epochs=1, rng=0,
-            max_norm=most, progress=False)
+        fit(
+            model,
+            CrossEntropyLoss(),
+            Noting(model.params, 0.01),
+            x,
+            y,
+            epochs=1,
+            rng=0,
+            max_norm=most,
+            progress=False,
+        )
     assert min(steps[:2]) > 0.1 and steps[2:] == pytest.approx([0.05] * 2)
     with pytest.raises(ValueError, match="^max_norm: "):
         fit(model, CrossEntropyLoss(), SGD(model.params), x, y, max_norm=0, progress=False)
@@ -747,6 +944,7 @@ def test_training_in_several_threads_at_once():
         model = network(seed)
         run(model, AdamW(model.params, 0.01), epochs=5, rng=seed)
         return model.params["0.weight"]
+
     alone = [trained(seed) for seed in range(4)]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(trained, range(4)))
@@ -755,6 +953,7 @@ def test_training_in_several_threads_at_once():
 
 
 # --- saving and loading
+
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_saved_and_loaded(tmp_path, dtype):
@@ -772,15 +971,21 @@ def test_the_dtype_of_the_model_stays(tmp_path):
     model = network(1, np.float32)
     load(model, tmp_path / "a")
     np.testing.assert_array_equal(
-        model.params["2.weight"], network(0).params["2.weight"].astype(np.float32))
+        model.params["2.weight"], network(0).params["2.weight"].astype(np.float32)
+    )
 
 
 @settings(deadline=None, max_examples=20)
-@given(sizes=st.lists(st.integers(1, 9), min_size=2, max_size=4), bias=st.booleans(),
-       seed=st.integers(0, 2**20), double=st.booleans())
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=2, max_size=4),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**20),
+    double=st.booleans(),
+)
 def test_files_go_to_pytorch_and_back(tmp_path_factory, sizes, bias, seed, double):
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file, save_file
+
     path = tmp_path_factory.mktemp("files") / "model.safetensors"
     dtype, rng = (np.float64 if double else np.float32), np.random.default_rng(seed)
     pairs = list(zip(sizes, sizes[1:]))
@@ -819,6 +1024,7 @@ def test_arrays_that_are_not_contiguous_are_saved_right(tmp_path):
 
 def test_load_refuses(tmp_path):
     from safetensors.numpy import save_file
+
     path, model = tmp_path / "a", network()
     before = copy.deepcopy(model.params)
     good = {k: w + 1 for k, w in model.params.items()}
@@ -838,8 +1044,11 @@ def test_load_refuses(tmp_path):
     refused(ValueError, "^path: expected a safetensors file", path.read_bytes()[:-5])
     refused(ValueError, "^state: .*2.bias", **{"2.bias": None})
     refused(ValueError, "^state: .*3.bias", **{"3.bias": np.zeros(3)})
-    refused(ValueError, r"^0.weight: expected shape \(8, 5\), got \(5, 8\)",
-            **{"0.weight": np.zeros((5, 8))})
+    refused(
+        ValueError,
+        r"^0.weight: expected shape \(8, 5\), got \(5, 8\)",
+        **{"0.weight": np.zeros((5, 8))},
+    )
     refused(ValueError, "^2.weight: expected finite", **{"2.weight": np.full((3, 8), np.nan)})
     refused(ValueError, "^2.weight: expected finite", **{"2.weight": np.full((3, 8), np.inf)})
     with pytest.raises(FileNotFoundError):
@@ -856,10 +1065,12 @@ def test_load_refuses(tmp_path):
 def test_brain_floats_from_pytorch_are_loaded_or_refused(tmp_path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
+
     path, model = tmp_path / "a", network()
     for dtype in (torch.float16, torch.bfloat16):
-        module = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(),
-                                     torch.nn.Linear(8, 3)).to(dtype)
+        module = torch.nn.Sequential(
+            torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+        ).to(dtype)
         save_file(module.state_dict(), path)
         try:
             load(model, path)
@@ -867,7 +1078,8 @@ def test_brain_floats_from_pytorch_are_loaded_or_refused(tmp_path):
             assert str(e)
         else:
             np.testing.assert_array_equal(
-                model.params["2.bias"], module[2].bias.detach().double().numpy())
+                model.params["2.bias"], module[2].bias.detach().double().numpy()
+            )
 
 
 def test_what_is_public():

@@ -1,4 +1,5 @@
 """Requirements: each has a lowest version, and what is tried in their place."""
+
 import pytest
 
 from tools import versions
@@ -8,9 +9,10 @@ def test_every_requirement_has_a_lowest_version():
     assert all("==" in versions.lowest(requirement) for requirement in versions.requirements())
 
 
-@pytest.mark.parametrize("requirement, lowest, beyond, unbounded", [
-    ("a-b>=1.2", "a-b==1.2", None, "a-b>=1.2"),
-    ("a_b>=1.2,<3", "a_b==1.2", "a_b>=3", "a_b>=1.2")])
+@pytest.mark.parametrize(
+    "requirement, lowest, beyond, unbounded",
+    [("a-b>=1.2", "a-b==1.2", None, "a-b>=1.2"), ("a_b>=1.2,<3", "a_b==1.2", "a_b>=3", "a_b>=1.2")],
+)
 def test_bounds_are_lifted(requirement, lowest, beyond, unbounded):
     assert versions.lowest(requirement) == lowest
     assert versions.unbounded(requirement) == unbounded

@@ -1,4 +1,5 @@
 """How far an answer may be from the right one, at each number and beyond those of the dtype."""
+
 import numpy as np
 
 
@@ -13,5 +14,9 @@ def near(y, want, bound):
     with np.errstate(all="ignore"):
         close = abs(y - want) <= bound + info.tiny
         beyond = abs(want) + bound >= info.max * (1 - info.eps)
-        return close | (y == want) | (np.isnan(y) & np.isnan(want)) | (
-            beyond & np.isinf(y) & (np.sign(y) == np.sign(want)))
+        return (
+            close
+            | (y == want)
+            | (np.isnan(y) & np.isnan(want))
+            | (beyond & np.isinf(y) & (np.sign(y) == np.sign(want)))
+        )

@@ -20,6 +20,7 @@ from tools import REPO, claims, own_caches
 
 PYTEST = [sys.executable, "-m", "pytest"]
 NBDEV_TEST = ["nbdev_test", "--path", "nbs", "--do_print", "--n_workers", str(os.cpu_count() or 1)]
+FORMATTED = ["tests", "tools", "bench", "experiments", "render", "setup.py"]
 # the numerics that take their turn in `numerics`
 DIFFERENT = ["no-avx512", "disturbed-1", "no-avx2", "disturbed-2", "haswell", "generic"]
 
@@ -31,8 +32,9 @@ def run(*command: str, **environment: str) -> None:
 
 
 def lint() -> None:
-    "ruff"
+    "ruff: the linter over everything, the formatter over all that nbdev does not write"
     run("ruff", "check", ".")
+    run("ruff", "format", "--check", *FORMATTED)
 
 
 def book() -> None:

@@ -34,7 +34,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 PROBE = """
 import json, dlnotes, llvmlite.binding, numba, numpy
 from threadpoolctl import threadpool_info
-from dlnotes import tiles
+from dlnotes.kernels import microkernels
 blas = [p for p in threadpool_info() if p["user_api"] == "blas"]
 features = numpy._core._multiarray_umath.__cpu_features__
 cpu = numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
@@ -46,7 +46,8 @@ simd = next((level for level, keys in levels.items() if has(keys)), "SSE")
 print(json.dumps({
     "blas": ", ".join(sorted({p["architecture"] for p in blas})),
     "blas_threads": max(p["num_threads"] for p in blas), "threads": dlnotes.num_threads(),
-    "numpy": simd, "numba": cpu, "vector_bytes": tiles._BYTES, "disturbed": bool((a != b).any()),
+    "numpy": simd, "numba": cpu, "vector_bytes": microkernels.VECTOR_BYTES,
+    "disturbed": bool((a != b).any()),
 }))
 """
 
@@ -180,7 +181,7 @@ def impossible(name: str) -> str:
 
 
 def chapters() -> dict[str, Path]:
-    "Name -> notebook of each chapter that `_quarto.yml` lists."
+    "Name -> notebook of each chapter (at the top of nbs/), in the order of `_quarto.yml`."
     import yaml
 
     listed = yaml.safe_load((REPO / "_quarto.yml").read_text(encoding="utf-8"))["book"]["chapters"]
@@ -189,7 +190,8 @@ def chapters() -> dict[str, Path]:
         for entry in listed
         for page in ([entry] if isinstance(entry, str) else entry["chapters"])
     ]
-    return {Path(page).stem: REPO / page for page in flat if page.endswith(".ipynb")}
+    paths = [Path(page) for page in flat if page.endswith(".ipynb")]
+    return {path.stem: REPO / path for path in paths if path.parent == Path("nbs")}
 
 
 def failures(cells: list) -> list[dict]:

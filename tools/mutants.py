@@ -39,11 +39,48 @@ RESULT = REPO / "experiments" / "results" / "mutants.json"
 COMPILED = {"compiled", "_for_kernels", "register_jitable", "overload", "intrinsic"}
 GRADIENT = re.compile(r"backward|grad|_step|^step$")
 NOT_ABOUT_CODE = re.compile(r"test_(project|pages|render|links|package|claims|mnist_lenet)\.py")
-INLINED = {"elementary", "tiles", "sharing"}  # compiled into kernels of other modules
+INLINED = {"elementary", "microkernels", "sharing"}  # compiled into kernels of other modules
 SECONDS = 400  # for one check
 
-# Faults that change nothing that can be observed: "module: old -> new" -> why.
-EQUIVALENT: dict[str, str] = {}
+# Faults that change nothing that can be observed: where ("module: line of code") and what -> why.
+IGNORED = (
+    "a load takes no value: the argument is only there so that all atomic instructions look alike"
+)
+ANY = "NumPy takes any negative length for the one that is to be found out"
+EQUIVALENT: dict[tuple[str, str], str] = {
+    ("rnn: h = state[0] if isinstance(state, tuple) else state", "0 -> 1"): (
+        "only the shape and dtype of `h` are used, and those of the cell state are the same"
+    ),
+    ("sharing: return types.int64(*[types.int64] * 3), emit", "3 -> 6"): (
+        "Numba counts the arguments of the call, not those of an intrinsic's signature"
+    ),
+    ("sharing: if atomic_load(words, _OPEN, 0):", "0 -> 1"): IGNORED,
+    ("sharing: while atomic_load(words, _INSIDE, 0):", "0 -> 1"): IGNORED,
+    ("mlp: np.dot(flat.T, x.reshape(-1, x.shape[-1])), flat.sum(axis=0))", "1 -> 2"): ANY,
+    (
+        "attention_scores: return np.dot(a.reshape(-1, a.shape[2]).T, b.reshape(-1, b.shape[2]))",
+        "1 -> 2",
+    ): ANY,
+    (
+        "tiled_attention: size = len(lse) * blocks * (4000 + width * k.shape[1] * (e + ev) // 16)",
+        "width * k.shape[1] * (e + ev) // 16 -> (width * k.shape[1] * (e + ev) * 16)",
+    ): "an estimate of the work, which only says among how many threads it is shared",
+    (
+        "microkernels: c, i64 = _Code(context, builder, signature.args[:3], args[:3]), ir.IntType(64)",  # noqa: E501
+        "3 -> 6",
+    ): "the longer list of types is cut to the three arguments",
+    (
+        "convolution: if n > 0 and 0 <= y < height:",
+        "n > 0 -> n >= 0",
+    ): "copies nothing where n is 0",
+    (
+        "rnn: total = used.T @ grad.reshape(n, width)",
+        "used.T @ grad.reshape(n, width) -> (used.T * grad.reshape(n, width))",
+    ): "for SciPy's `csr_matrix`, `*` is the product of matrices as well",
+    ("recurrence: i, f, g, o = z[:n], z[n:2 * n], z[2 * n:3 * n], z[3 * n:4 * n]", "2 -> 4"): (
+        "the slice becomes longer, and only its first n entries are used"
+    ),
+}
 
 
 class Fault(NamedTuple):
@@ -60,6 +97,17 @@ class Fault(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.module}: {self.old} -> {self.new}"
+
+    @property
+    def code(self) -> str:
+        "The line in which it is planted."
+        path = REPO / places(self.module)[0]
+        return path.read_text(encoding="utf-8").splitlines()[self.line - 1].strip()
+
+
+def reason(fault: Fault) -> str:
+    "Why nobody can observe the fault; nothing where it has to be found."
+    return EQUIVALENT.get((f"{fault.module}: {fault.code}", f"{fault.old} -> {fault.new}"), "")
 
 
 OPERATORS = {
@@ -152,14 +200,19 @@ def chosen(count: int, seed: int, only: str | None) -> list[Fault]:
     return faults[:count]
 
 
+def places(module: str) -> tuple[Path, Path]:
+    "The module's file and its notebook, from the top of the repository."
+    path = next((REPO / "dlnotes").rglob(f"{module}.py")).relative_to(REPO / "dlnotes")
+    return "dlnotes" / path, "nbs" / path.with_suffix(".ipynb")
+
+
 def planted(fault: Fault, tree: Path) -> None:
     "Put the fault into the module and into its notebook."
-    module = tree / "dlnotes" / f"{fault.module}.py"
+    module, path = (tree / place for place in places(fault.module))
     text = module.read_text(encoding="utf-8")
     module.write_text(text[: fault.start] + fault.new + text[fault.end :], encoding="utf-8")
     cell = text.rfind("\n# %% ", 0, fault.start)
     identity = re.match(r"\n# %% \S+ #(\w+)\n", text[cell:])
-    path = tree / "nbs" / f"{fault.module}.ipynb"
     book = json.loads(path.read_text(encoding="utf-8"))
     for entry in book["cells"]:
         source = "".join(entry["source"])
@@ -230,8 +283,7 @@ class Checks:
 
     def found_by(self, fault: Fault) -> str:
         "The check that finds the fault, or nothing."
-        module = Path("dlnotes") / f"{fault.module}.py"
-        notebook = Path("nbs") / f"{fault.module}.ipynb"
+        module, notebook = places(fault.module)
         cache = self.folder / (f"cache-{fault.start}" if fault.module in INLINED else "cache")
         files = self.tests.get(fault.module, [])
         pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
@@ -298,7 +350,7 @@ def report(faults: list[Fault], found: list[str], seed: int, seconds: float) -> 
             for kind, n in sorted(Counter(fault.kind for fault in faults).items())
         },
         "survivors": [
-            {"fault": f.name, "line": f.line, "reason": EQUIVALENT.get(f.name, "")}
+            {"fault": f.name, "line": f.line, "code": f.code, "reason": reason(f)}
             for f in survivors
         ],
     }
