@@ -71,9 +71,8 @@ def online_attention_kernel(q, k, v, scale, y):
         for s in range(len(k)):
             z = scale * (q[t] * k[s]).sum()
             if z > top:
-                shrink = np.exp(top - z)
-                y[t] *= shrink
-                total, top = total * shrink, z
+                y[t] *= np.exp(top - z)
+                total, top = total * np.exp(top - z), z
             e = np.exp(z - top)
             y[t] += e * v[s]
             total += e
@@ -196,14 +195,14 @@ def _rotate_pairs(x, cos, sin, heads, start, stop):
                     a, b = row[2 * j], row[2 * j + 1]
                     row[2 * j], row[2 * j + 1] = a * c[j] - b * s[j], a * s[j] + b * c[j]
 
-
+# %% ../nbs/transformer.ipynb #9eaa3962
 @lru_cache(maxsize=32)
 def _rotation_tables(steps: int, d: int, dtype: Any) -> np.ndarray:
     "Cosines, sines and their negatives, (3, steps, d / 2), of the angles."
     angles = np.arange(steps)[:, None] * 10000.0 ** (-np.arange(0, d, 2) / d)
     return np.stack([np.cos(angles), np.sin(angles), -np.sin(angles)]).astype(dtype)
 
-
+# %% ../nbs/transformer.ipynb #87e74ade
 def _rotate_in_place(x: np.ndarray, heads: int, first: int = 0, back: bool = False) -> None:
     "Turn the first `heads` heads of `x` by their positions, `first` and what follows, in place."
     stop = first + x.shape[1]

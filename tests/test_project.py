@@ -174,7 +174,7 @@ def test_cells_are_short_lines_fit_and_figures_are_described(notebook):
         lines = [line for line in source.split("\n") if line and not line.startswith("#|")]
         assert all(len(line) <= 100 for line in lines), cell.source
         assert "import *" not in cell.source
-        if not re.search(r"^#\| (hide|export|code-fold: true)$", cell.source, re.MULTILINE):
+        if not re.search(r"^#\| (hide|export)$", cell.source, re.MULTILINE):
             sizes.append(len(lines))
         figure = any(k.startswith("image/") for out in cell.outputs for k in out.get("data", {}))
         assert not figure or "#| fig-alt:" in cell.source, cell.source

@@ -75,11 +75,8 @@ def test_no_module_imports_a_private_name_of_another(module):
 
 def test_pages_beside_the_chapters_are_few():
     pages = [m for m in MODULES if room(m) != "chapter"]
-    assert len(pages) <= MOST_PAGES
+    assert len(pages) <= 20
     assert len({m.rpartition(".")[2] for m in MODULES}) == len(MODULES)
-
-
-MOST_PAGES = 20
 
 
 @pytest.mark.parametrize("notebook", sorted((REPO / "nbs").rglob("*.ipynb")), ids=lambda p: p.stem)
