@@ -1,6 +1,8 @@
 """Which folder may import which, and that what is private to a module stays there."""
 
 import ast
+import json
+import math
 from pathlib import Path
 
 import nbformat
@@ -88,3 +90,13 @@ def test_notebooks_are_committed_executed(notebook):
         draws = "#| label: fig-" in cell.source or "#| label: tbl-" in cell.source
         prints = any(line.startswith("print(") for line in cell.source.splitlines())
         assert cell.outputs or not (draws or prints), cell.source
+
+
+def test_a_tuned_kernel_is_worth_its_page():
+    "At least 1.3 times as fast as the chapter's, both directions together, in the stored result."
+    stored = json.loads((REPO / "bench/results/kernels.json").read_text(encoding="utf-8"))
+    gains = {}
+    for row in stored["rows"]:
+        formula = row["name"].partition(",")[0]
+        gains.setdefault(formula, []).append(row["ms"]["jitted"] / row["ms"]["tuned"])
+    assert all(math.prod(of) ** (1 / len(of)) >= 1.3 for of in gains.values()), gains
