@@ -30,9 +30,9 @@ from dlnotes import (
     evaluate,
     fit,
     load,
-    optim,
     save,
     step_lr,
+    training,
 )
 from dlnotes.training import _adamw, _momentum, _sgd
 
@@ -190,7 +190,7 @@ def test_a_shared_step_is_the_same_step(n, monkeypatch):
     for make in (SGD, partial(SGD, momentum=0.9), AdamW):
         results = []
         for large in (n + 1, 0):
-            monkeypatch.setattr(optim, "_LARGE", large)
+            monkeypatch.setattr(training, "_LARGE", large)
             params = {"w": np.ones(n)}
             optimizer = make(params, 0.1)
             for _ in range(3):
