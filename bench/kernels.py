@@ -2,16 +2,15 @@
 
 Each row is one formula at one size: the kernel of the chapter as plain Python, the same compiled,
 what the package runs, and PyTorch, each with one thread, in float32. Medians over the repeats, in
-turn; plain Python is timed once in each repeat, and has fewer of them.
+turn; plain Python is timed by itself, with fewer repeats.
 """
 
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from bench.measure import write
+from bench.measure import contest, interleaved, write
 from dlnotes import attention as scores
 from dlnotes import cnn, gradients, lstm, mlp, perceptron, rnn, set_num_threads, transformer
 from dlnotes.kernels.perceptron_epoch import unrolled_epoch
@@ -353,15 +352,6 @@ def attention(rng):
 CASES = (neuron, layers, convolution, pooling, recurrence, gates, norms, alignment, attention)
 
 
-def seconds(f, repeats):
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        f()
-        times.append(time.perf_counter() - start)
-    return times
-
-
 def row(name, size, kernel, tuned, pytorch):
     "Median milliseconds of plain Python, jitted, tuned and PyTorch."
     jitted, arguments = kernel
@@ -370,14 +360,8 @@ def row(name, size, kernel, tuned, pytorch):
     else:
         run, plain = lambda: jitted(*arguments), lambda: jitted.py_func(*arguments)
     contenders = {"jitted": run, "tuned": tuned} | ({"PyTorch": pytorch} if pytorch else {})
-    for f in contenders.values():
-        f()
-    times = {"plain Python": seconds(plain, PLAIN_REPEATS), **{name: [] for name in contenders}}
-    for _ in range(REPEATS):
-        for label, f in contenders.items():
-            f()
-            times[label] += [float(np.median(seconds(f, 20)))]
-    ms = {label: float(f"{1e3 * np.median(t):.3g}") for label, t in times.items()}
+    slow = 1e3 * np.median(interleaved([plain], PLAIN_REPEATS))
+    ms = {"plain Python": float(f"{slow:.3g}"), **contest(contenders, REPEATS)["ms"]}
     print(f"{name:32}", *(f"{label} {value:g} ms" for label, value in ms.items()), flush=True)
     return {"name": name, "size": size, "ms": ms}
 

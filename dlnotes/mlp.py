@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .core.arguments import as_float, as_labels, check_array, check_count
-from .core.arguments import check_input, check_real
-from .core.execution import compiled, parallel_for
+from .core.arguments import check_input, check_real, check_reduction
+from .core.execution import apply_elementwise, compiled, parallel_for
 from .core.layers import Layer, Loss, uniform_parameters
 from .kernels.elementary import BLOCK, LANES, broadcast, fast_erf, fast_exp
 from .kernels.elementary import fast_log1p, fast_sigmoid, fast_tanh
 from .kernels.elementary import horizontal_sum, load_vector, store_vector
 from .kernels.elementary import to_float64
-from .kernels.softmax import apply_elementwise, apply_to_rows
-from .kernels.softmax import cross_entropy_kernel, log_softmax_grad_kernel
-from .kernels.softmax import log_softmax_kernel, row_maxima, smooth_kernel
-from .kernels.softmax import softmax_grad_kernel, softmax_kernel
+from .kernels.softmax import apply_to_rows, cross_entropy_kernel
+from .kernels.softmax import log_softmax_grad_kernel, log_softmax_kernel
+from .kernels.softmax import row_maxima, smooth_kernel, softmax_grad_kernel
+from .kernels.softmax import softmax_kernel
 
 # %% auto #0
 __all__ = ['sigmoid_kernel', 'tanh_kernel', 'relu_kernel', 'sigmoid_grad_kernel', 'tanh_grad_kernel', 'relu_grad_kernel',
@@ -318,8 +318,7 @@ def mse_kernel(x, y, scale, grad):
 #| code-fold: true
 def _divisor(output: np.ndarray, n: int, reduction: str) -> int:
     "What the sum of the losses is divided by."
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
+    check_reduction(reduction)
     if output.size == 0:
         raise ValueError(f"output: expected at least one entry, got shape {output.shape}")
     return n if reduction == "mean" else 1
@@ -518,7 +517,7 @@ class CrossEntropyLoss(Loss):
 
     def count(self, target: np.ndarray) -> int:
         "The number of targets that are not ignored."
-        return target.size - np.count_nonzero(target == self.ignore_index)
+        return int(np.count_nonzero(target != self.ignore_index))
 
     def accuracy(self, output: np.ndarray, target: np.ndarray) -> float:
         "The fraction of the targets that have the largest logit."

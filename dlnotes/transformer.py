@@ -132,7 +132,8 @@ def scaled_dot_product_attention_backward(
     - Raises TypeError or ValueError as it does, and where `grad` does not fit.
     """
     out, cache = attention_forward(*_arguments(query, key, value, attn_mask, is_causal, scale))
-    return attention_backward(as_float(grad, "grad", out.shape, out.dtype), cache)
+    dq, dk, dv = attention_backward(as_float(grad, "grad", out.shape, out.dtype), cache)
+    return dq, dk, dv
 
 # %% ../nbs/transformer.ipynb #c83ce59f
 #| code-fold: true

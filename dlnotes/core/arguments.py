@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, DTypeLike
 
 # %% auto #0
 __all__ = ['FLOATS', 'as_float', 'as_array', 'shape_fits', 'as_labels', 'check_input', 'check_array', 'check_real', 'check_count',
-           'check_instance', 'check_flag', 'check_rng', 'check_float_dtype', 'check_mask', 'check_tokens',
-           'check_step_tokens', 'check_state']
+           'check_instance', 'check_flag', 'check_reduction', 'check_rng', 'check_float_dtype', 'check_mask',
+           'check_tokens', 'check_step_tokens', 'check_state']
 
 # %% ../../nbs/core/arguments.ipynb #cf51f022
 def as_float(a: ArrayLike, name: str, shape: tuple[int | None, ...] | None = None,
@@ -129,6 +129,13 @@ def check_flag(value: Any, name: str) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     return bool(value)
+
+# %% ../../nbs/core/arguments.ipynb #20e07e14
+def check_reduction(reduction: Any) -> str:
+    "The argument `reduction` of a loss, if it is 'mean' or 'sum'."
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
+    return reduction
 
 # %% ../../nbs/core/arguments.ipynb #22e79248
 def check_rng(rng: Any) -> np.random.Generator:

@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import check_array
+
 # %% auto #0
 __all__ = ['compiled', 'available_threads', 'num_threads', 'set_num_threads', 'in_threads', 'parallel_for', 'scratch_arrays',
-           'is_batch_last', 'to_batch_last', 'to_batch_first']
+           'is_batch_last', 'to_batch_last', 'to_batch_first', 'apply_elementwise']
 
 # %% ../../nbs/core/execution.ipynb #dd939495
 @cache
@@ -198,3 +200,19 @@ def to_batch_last(images: np.ndarray) -> np.ndarray:
 def to_batch_first(images: np.ndarray) -> np.ndarray:
     "(channels, height, width, m) as (m, channels, height, width), lying as before."
     return images.transpose(3, 0, 1, 2)
+
+# %% ../../nbs/core/execution.ipynb #25a57f7f
+def apply_elementwise(kernel: Any, x: np.ndarray, grad: np.ndarray | None = None) -> np.ndarray:
+    "What `kernel` makes of `x`, and of a `grad` of its shape, entry by entry."
+    if grad is not None:
+        check_array(grad, x.shape, x.dtype)
+    if is_batch_last(x):
+        batch_last = [to_batch_last(a) for a in (x, grad) if a is not None]
+        return to_batch_first(apply_elementwise(kernel, *batch_last))
+    out = np.empty(x.shape, x.dtype)
+    flat = [a.reshape(-1) for a in (x, grad, out) if a is not None]
+    if x.size < 1_000_000:
+        kernel(*flat)
+    else:
+        parallel_for(lambda i, j: kernel(*[a[i:j] for a in flat]), x.size, x.size)
+    return out

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .arguments import as_float, check_count, check_float_dtype
-from .arguments import check_instance
+from .arguments import check_instance, check_reduction
 
 # %% auto #0
 __all__ = ['Layer', 'uniform_parameters', 'Loss', 'Composite', 'Sequential', 'summary']
@@ -109,9 +109,7 @@ class Loss:
     - `reduction`: "mean" or "sum" over the examples; ValueError on others.
     """
     def __init__(self, reduction: str = "mean"):
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
-        self.reduction = reduction
+        self.reduction = check_reduction(reduction)
 
     def forward(self, output: np.ndarray, target: ArrayLike) -> tuple[float, Any]:
         "The loss of `output`, and the cache that `backward` needs."

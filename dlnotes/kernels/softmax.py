@@ -10,31 +10,14 @@ from typing import Any
 import numpy as np
 
 from ..core.arguments import check_array
-from ..core.execution import compiled, is_batch_last, parallel_for, to_batch_first
-from ..core.execution import to_batch_last
+from ..core.execution import compiled, parallel_for
 from .elementary import LANES, broadcast, fast_log, horizontal_sum
 from .elementary import load_vector, store_vector, to_float64, vector_dot
 from .elementary import vector_exp, vector_sum
 
 # %% auto #0
-__all__ = ['apply_elementwise', 'row_maxima', 'exp_row', 'softmax_kernel', 'log_softmax_kernel', 'softmax_grad_kernel',
-           'log_softmax_grad_kernel', 'apply_to_rows', 'cross_entropy_kernel', 'smooth_kernel']
-
-# %% ../../nbs/kernels/softmax.ipynb #25a57f7f
-def apply_elementwise(kernel: Any, x: np.ndarray, grad: np.ndarray | None = None) -> np.ndarray:
-    "What `kernel` makes of `x`, and of a `grad` of its shape, entry by entry."
-    if grad is not None:
-        check_array(grad, x.shape, x.dtype)
-    if is_batch_last(x):
-        batch_last = [to_batch_last(a) for a in (x, grad) if a is not None]
-        return to_batch_first(apply_elementwise(kernel, *batch_last))
-    out = np.empty(x.shape, x.dtype)
-    flat = [a.reshape(-1) for a in (x, grad, out) if a is not None]
-    if x.size < 1_000_000:
-        kernel(*flat)
-    else:
-        parallel_for(lambda i, j: kernel(*[a[i:j] for a in flat]), x.size, x.size)
-    return out
+__all__ = ['row_maxima', 'exp_row', 'softmax_kernel', 'log_softmax_kernel', 'softmax_grad_kernel', 'log_softmax_grad_kernel',
+           'apply_to_rows', 'cross_entropy_kernel', 'smooth_kernel']
 
 # %% ../../nbs/kernels/softmax.ipynb #cf66de67
 @compiled()

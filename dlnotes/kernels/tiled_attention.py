@@ -505,13 +505,13 @@ def attention_forward(query: np.ndarray, key: np.ndarray, value: np.ndarray,
     settings = bool(is_causal), dtype.type(query.shape[-1] ** -0.5 if scale is None else scale)
     like = query, key, value
     if shape[-2] * shape[-1] <= _SMALL and value.size and query.size:
-        four = like if query.ndim == 4 else (a.reshape(-1, heads, *a.shape[-2:]) for a in like)
-        out, cache = table_attention(*four, mask, *settings, like=like)
+        q, k, v = (a.reshape(-1, heads, *a.shape[-2:]) if a.ndim != 4 else a for a in like)
+        out, cache = table_attention(q, k, v, mask, *settings, like=like)
         return out.reshape(*query.shape[:-1], value.shape[-1]), cache
     return _by_tiles(like, _added(mask), shape, (heads, *settings))
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #49ea55fb
-def attention_backward(grad: np.ndarray, cache: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def attention_backward(grad: np.ndarray, cache: Any) -> tuple[np.ndarray, ...]:
     "Gradients by query, key and value."
     query, _, value = cache[-1]
     check_array(grad, (*query.shape[:-1], value.shape[-1]), query.dtype)
