@@ -164,7 +164,8 @@ class BatchNorm(Layer):
     - `momentum`: how far the running statistics move to those of a batch; None: they are
       the mean over all batches. `track_running_stats`: False for none, and then the
       statistics are always the batch's.
-    - In training it changes the running statistics: not from several threads at once.
+    - In training it changes the running statistics: not from several threads at once. In
+      float32, a running variance above 3e38 (a deviation above 1.8e19) is kept as infinite.
     - Raises TypeError or ValueError on settings and inputs that do not fit.
     - Source: Ioffe and Szegedy (2015); PyTorch's `BatchNorm1d`, `BatchNorm2d`.
     """

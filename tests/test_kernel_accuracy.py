@@ -363,6 +363,92 @@ def test_steps_of_optimizers(dtype, ahead):
     check()
 
 
+# --- losses and optimizers: NaN and infinities stay where the definition has them
+
+ODD = [np.nan, np.inf, -np.inf]
+
+
+@pytest.mark.kernel
+@both
+@pytest.mark.parametrize("share", [0, 0.25])
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("at_target", [False, True])
+def test_cross_entropy_passes_on_what_is_no_number(dtype, share, odd, at_target):
+    "A logit of inf or NaN leaves no probability; one of -inf has probability 0."
+    rng = np.random.default_rng(0)
+    z, y = rng.standard_normal((5, 37)).astype(dtype), rng.integers(0, 37, 5)
+    plain_loss, plain_grad = np.empty(5), np.empty_like(z)
+    loss, grad = np.empty(5), np.empty_like(z)
+
+    def run(loss, grad):
+        softmax.cross_entropy_kernel(z, softmax.row_maxima(z), y, dtype(1), loss, grad)
+        if share:
+            softmax.smooth_kernel(z, y, dtype(1), share, loss, grad)
+
+    run(plain_loss, plain_grad)
+    z[2, y[2] if at_target else (y[2] + 1) % 37] = odd
+    run(loss, grad)
+    others = np.arange(5) != 2
+    np.testing.assert_array_equal(loss[others], plain_loss[others])
+    np.testing.assert_array_equal(grad[others], plain_grad[others])
+    if odd == -np.inf:
+        assert loss[2] == np.inf if at_target or share else np.isfinite(loss[2])
+        (row,) = wide(z[2])
+        p = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+        want = p - (1 - share) * np.eye(37)[y[2]] - share / 37
+        np.testing.assert_allclose(grad[2], want.astype(dtype), atol=8 * np.finfo(dtype).eps)
+    else:
+        assert np.isnan(loss[2]) and np.isnan(grad[2]).all()
+
+
+@pytest.mark.kernel
+@both
+@pytest.mark.parametrize("kernel", [mlp.bce_kernel, mlp.mse_kernel])
+@pytest.mark.parametrize("odd", ODD)
+def test_losses_of_numbers_pass_on_what_is_no_number(kernel, dtype, odd):
+    rng = np.random.default_rng(0)
+    z, y = rng.standard_normal(70).astype(dtype), rng.integers(0, 2, 70).astype(dtype)
+    plain, grad = np.empty_like(z), np.empty_like(z)
+    kernel(z, y, dtype(1), plain)
+    z[33], y[33] = odd, 1
+    total = kernel(z, y, dtype(1), grad)
+    others = np.arange(70) != 33
+    np.testing.assert_array_equal(grad[others], plain[others])
+    if kernel is mlp.mse_kernel:
+        want, slope = odd**2, 2 * odd
+    else:  # max(z, 0) - y z + log(1 + exp(-|z|)), as the chapter has it
+        want, slope = max(odd, 0) - odd + np.exp(-abs(odd)), sigmoid(WIDE(odd)) - 1
+    np.testing.assert_equal(float(total), want)
+    np.testing.assert_allclose(grad[33], dtype(slope), atol=np.finfo(dtype).eps)
+
+
+@pytest.mark.kernel
+@both
+@pytest.mark.parametrize("odd", [*ODD, 1e-45, 3e38])
+def test_optimizers_keep_what_is_no_number_to_itself(dtype, odd):
+    "An odd gradient does to its own weight what the definition does, and nothing to others."
+    rng = np.random.default_rng(0)
+    w, g, m = rng.standard_normal((3, 40)).astype(dtype)
+    v = rng.random(40).astype(dtype)
+    g[21] = dtype(odd)
+    h = np.array([0.01, 0.1, 0.9, 1, 0, 0, 0, 0], dtype)
+    d = g + h[1] * w
+    got = w.copy()
+    training._sgd(got, g, h)
+    np.testing.assert_allclose(got, w - h[0] * d, rtol=1e-5)
+    got, moved = w.copy(), m.copy()
+    training._momentum(got, g, moved, h)
+    np.testing.assert_allclose(moved, h[2] * m + d, rtol=1e-5)
+    np.testing.assert_allclose(got, w - h[0] * (d + h[2] * (h[2] * m + d)), rtol=1e-5)
+    h = np.array([0.9, 0.1, 0.99, 0.01, 0.999, 0.02, 1.5, 1e-8], dtype)
+    got, first, second = w.copy(), m.copy(), v.copy()
+    training._adamw(got, g, first, second, h)
+    m, v = h[0] * m + h[1] * g, h[2] * v + h[3] * (g * g)
+    np.testing.assert_allclose(first, m, rtol=1e-5)
+    np.testing.assert_allclose(second, v, rtol=1e-5)
+    np.testing.assert_allclose(got, h[4] * w - h[5] * m / (np.sqrt(v) * h[6] + h[7]), rtol=1e-5)
+
+
 # --- pooling
 
 
@@ -478,6 +564,72 @@ def normed(x, weight, bias, grad, eps, axes):
     return hat, hat * weight + bias, mean, var, root, dx
 
 
+def batch_norm_holds(x, grad, weight, bias, eps):
+    "Both directions, against the definition in more digits."
+    dtype, unit = x.dtype.type, np.finfo(x.dtype).eps
+    y, stats = normalization.tuned_batch_norm(x, weight, bias, eps)
+    dx, sums = normalization.tuned_batch_norm_backward(grad, x, weight, stats, True)
+    w, b = (a.astype(WIDE)[:, None] for a in (weight, bias))
+    hat, want, mean, var, root, want_dx = normed(*wide(x), w, b, *wide(grad), eps, (0, 2))
+    # mean and variance come from sums of up to 64 roundings; the rest are single ones.
+    # The mean is kept in float64: of a large one, that rounding remains
+    few, kept = 100 * unit, 4e-16 * abs(mean) * root
+    slack = few + kept
+    bound = few * (abs(hat * w) + abs(w) / 10 + abs(b) / 50) + kept * abs(w)
+    assert near(y, want, bound).all()
+    mean, var, root, slack = (a[0, :, 0] for a in (mean, var, root, slack))
+    assert (abs(stats[0] - mean) <= few * np.sqrt(var) + 4e-16 * abs(mean)).all()
+    finite = var < np.finfo(np.float64).max
+    assert (abs(stats[1] - var) <= few * var + 1e-300)[finite & (var > 1e-36)].all()
+    assert np.isinf(stats[1][~finite]).all()
+    assert near(stats[2] / root, 1 + 0 * root, few).all()
+    g_sum = abs(grad.astype(WIDE)).sum(axis=(0, 2))
+    assert near(sums[0], wide(grad)[0].sum(axis=(0, 2)), few * g_sum).all()
+    products = grad * hat
+    size = abs(products).sum(axis=(0, 2)) + g_sum
+    assert near(sums[1], products.sum(axis=(0, 2)), slack * size).all()
+    size = abs(grad) + (1 + abs(hat)) * 2
+    assert near(dx, want_dx, (slack * root)[:, None] * abs(w) * size).all()
+    # with statistics that are given, the answer is a line
+    run = np.stack([stats[0], np.minimum(stats[1], np.finfo(dtype).max)]).astype(dtype)
+    y, _ = normalization.tuned_batch_norm(x, weight, bias, eps, run)
+    m, v = (a.astype(WIDE)[:, None] for a in run)
+    if (v + eps > np.finfo(dtype).tiny).all() and abs(x).max() < 1e19:
+        line = (x - m) / np.sqrt(v + eps) * w
+        assert near(y, line + b, 8 * unit * (abs(line) + abs(b))).all()
+
+
+def layer_norm_holds(x, grad, weight, bias, eps):
+    "Both directions, against the definition in more digits."
+    unit = np.finfo(x.dtype).eps
+    y, stats = normalization.tuned_layer_norm(x, weight, bias, eps)
+    dx, sums = normalization.tuned_layer_norm_backward(grad, x, weight, stats)
+    w, b = wide(weight, bias)
+    hat, want, mean, var, root, want_dx = normed(*wide(x), w, b, *wide(grad), eps, 1)
+    few, kept = 100 * unit, 4e-16 * abs(mean) * root
+    slack = few + kept
+    bound = few * (abs(hat * w) + abs(w) / 10 + abs(b) / 50) + kept * abs(w)
+    assert near(y, want, bound).all()
+    assert (abs(stats[0] - mean[:, 0]) <= few * np.sqrt(var[:, 0]) + 4e-16 * abs(mean[:, 0])).all()
+    assert near(stats[1] / root[:, 0], 1 + 0 * root[:, 0], few).all()
+    size = abs(grad.astype(WIDE)).sum(axis=0)
+    assert near(sums[0], wide(grad)[0].sum(axis=0), few * size).all()
+    bound = (few * abs(grad * hat) + slack * abs(grad)).sum(axis=0)
+    assert near(sums[1], (grad * hat).sum(axis=0), bound).all()
+    size = abs(grad * w) + (1 + abs(hat)) * abs(grad * w).mean(axis=1, keepdims=True) * 2
+    size += (1 + abs(hat)) * abs(grad * w * hat).mean(axis=1, keepdims=True)
+    assert near(dx, want_dx, slack * root * size).all()
+
+
+def inputs_of_norm(rng, scale, offset, shape, dtype):
+    "Input and its gradient, weight and bias; no offset where it would leave the dtype's range."
+    if scale * offset > np.finfo(dtype).max / 10:
+        offset = 0
+    x = (WIDE(scale) * (offset + rng.standard_normal(shape))).astype(dtype)
+    grad = rng.standard_normal(shape).astype(dtype)
+    return x, grad, *rng.standard_normal((2, shape[1])).astype(dtype)
+
+
 @pytest.mark.kernel
 @both
 @pytest.mark.parametrize("shape", [(8, 3, 1), (70, 2, 3), (5, 2, 16), (3, 4, 50), (2, 1, 1500)])
@@ -485,46 +637,10 @@ def normed(x, weight, bias, grad, eps, axes):
 def test_batch_norm_at_every_scale(shape, eps, dtype):
     if config.DISABLE_JIT and shape[0] * shape[2] > 250:
         shape = (5, 2, 20)
-    rng, unit = np.random.default_rng(0), np.finfo(dtype).eps
+    rng = np.random.default_rng(0)
     for scale in NORM_SCALES[dtype]:
         for offset in (0, 1e4):
-            x = (
-                (scale * (offset + rng.standard_normal(shape))).astype(dtype)
-                if (scale * offset < np.finfo(dtype).max / 10)
-                else (scale * rng.standard_normal(shape)).astype(dtype)
-            )
-            grad = rng.standard_normal(shape).astype(dtype)
-            weight, bias = rng.standard_normal((2, shape[1])).astype(dtype)
-            y, stats = normalization.tuned_batch_norm(x, weight, bias, eps)
-            dx, sums = normalization.tuned_batch_norm_backward(grad, x, weight, stats, True)
-            w, b = (a.astype(WIDE)[:, None] for a in (weight, bias))
-            hat, want, mean, var, root, want_dx = normed(*wide(x), w, b, *wide(grad), eps, (0, 2))
-            # mean and variance come from sums of up to 64 roundings; the rest are single ones.
-            # The mean is kept in float64: of a large one, that rounding remains
-            few, kept = 100 * unit, 4e-16 * abs(mean) * root
-            slack = few + kept
-            bound = few * (abs(hat * w) + abs(w) / 10 + abs(b) / 50) + kept * abs(w)
-            assert near(y, want, bound).all()
-            mean, var, root, slack = (a[0, :, 0] for a in (mean, var, root, slack))
-            assert (abs(stats[0] - mean) <= few * np.sqrt(var) + 4e-16 * abs(mean)).all()
-            finite = var < np.finfo(np.float64).max
-            assert (abs(stats[1] - var) <= few * var + 1e-300)[finite & (var > 1e-36)].all()
-            assert np.isinf(stats[1][~finite]).all()
-            assert near(stats[2] / root, 1 + 0 * root, few).all()
-            g_sum = abs(grad.astype(WIDE)).sum(axis=(0, 2))
-            assert near(sums[0], wide(grad)[0].sum(axis=(0, 2)), few * g_sum).all()
-            products = grad * hat
-            size = abs(products).sum(axis=(0, 2)) + g_sum
-            assert near(sums[1], products.sum(axis=(0, 2)), slack * size).all()
-            size = abs(grad) + (1 + abs(hat)) * 2
-            assert near(dx, want_dx, (slack * root)[:, None] * abs(w) * size).all()
-            # with statistics that are given, the answer is a line
-            run = np.stack([stats[0], np.minimum(stats[1], np.finfo(dtype).max)]).astype(dtype)
-            y, _ = normalization.tuned_batch_norm(x, weight, bias, eps, run)
-            m, v = (a.astype(WIDE)[:, None] for a in run)
-            if (v + eps > np.finfo(dtype).tiny).all() and scale < 1e15:
-                line = (x - m) / np.sqrt(v + eps) * w
-                assert near(y, line + b, 8 * unit * (abs(line) + abs(b))).all()
+            batch_norm_holds(*inputs_of_norm(rng, scale, offset, shape, dtype), eps)
 
 
 @pytest.mark.kernel
@@ -532,32 +648,33 @@ def test_batch_norm_at_every_scale(shape, eps, dtype):
 @pytest.mark.parametrize("shape", [(1, 5), (70, 3), (9, 16), (5, 100), (3, 700)])
 @pytest.mark.parametrize("eps", [1e-5, 0.0])
 def test_layer_norm_at_every_scale(shape, eps, dtype):
-    rng, unit = np.random.default_rng(0), np.finfo(dtype).eps
+    rng = np.random.default_rng(0)
     for scale in NORM_SCALES[dtype]:
         for offset in (0, 1e4):
-            offset = offset if scale * offset < np.finfo(dtype).max / 10 else 0
-            x = (scale * (offset + rng.standard_normal(shape))).astype(dtype)
-            grad = rng.standard_normal(shape).astype(dtype)
-            weight, bias = rng.standard_normal((2, shape[1])).astype(dtype)
-            y, stats = normalization.tuned_layer_norm(x, weight, bias, eps)
-            dx, sums = normalization.tuned_layer_norm_backward(grad, x, weight, stats)
-            w, b = wide(weight, bias)
-            hat, want, mean, var, root, want_dx = normed(*wide(x), w, b, *wide(grad), eps, 1)
-            few, kept = 100 * unit, 4e-16 * abs(mean) * root
-            slack = few + kept
-            bound = few * (abs(hat * w) + abs(w) / 10 + abs(b) / 50) + kept * abs(w)
-            assert near(y, want, bound).all()
-            assert (
-                abs(stats[0] - mean[:, 0]) <= few * np.sqrt(var[:, 0]) + 4e-16 * abs(mean[:, 0])
-            ).all()
-            assert near(stats[1] / root[:, 0], 1 + 0 * root[:, 0], few).all()
-            size = abs(grad.astype(WIDE)).sum(axis=0)
-            assert near(sums[0], wide(grad)[0].sum(axis=0), few * size).all()
-            bound = (few * abs(grad * hat) + slack * abs(grad)).sum(axis=0)
-            assert near(sums[1], (grad * hat).sum(axis=0), bound).all()
-            size = abs(grad * w) + (1 + abs(hat)) * abs(grad * w).mean(axis=1, keepdims=True) * 2
-            size += (1 + abs(hat)) * abs(grad * w * hat).mean(axis=1, keepdims=True)
-            assert near(dx, want_dx, slack * root * size).all()
+            layer_norm_holds(*inputs_of_norm(rng, scale, offset, shape, dtype), eps)
+
+
+@pytest.mark.kernel
+@both
+def test_norms_on_drawn_inputs(dtype):
+    "Any shape, a scale from nearly the whole range, an offset of up to 30,000 deviations."
+    info = np.finfo(dtype)
+
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        shape=st.tuples(st.integers(2, 40), st.integers(1, 4), st.integers(1, 40)),
+        power=st.integers(int(info.minexp * 0.8), info.maxexp - 8),
+        offset=st.sampled_from([0, 0, 1, -100, 3e4]),
+        eps=st.sampled_from([0.0, 1e-5, 1e-12]),
+    )
+    @some
+    def check(seed, shape, power, offset, eps):
+        rng, scale = np.random.default_rng(seed), float(2.0**power)
+        batch_norm_holds(*inputs_of_norm(rng, scale, offset, shape, dtype), eps)
+        shape = (shape[1], shape[0] * shape[2])
+        layer_norm_holds(*inputs_of_norm(rng, scale, offset, shape, dtype), eps)
+
+    check()
 
 
 @pytest.mark.kernel

@@ -370,7 +370,7 @@ def main() -> int:
     faults = chosen(options.count, options.seed, options.only)
     if options.show is not None:
         fault = faults[options.show]
-        text = (REPO / "dlnotes" / f"{fault.module}.py").read_text(encoding="utf-8")
+        text = (REPO / places(fault.module)[0]).read_text(encoding="utf-8")
         new = text[: fault.start] + fault.new + text[fault.end :]
         print(*difflib.unified_diff(text.split("\n"), new.split("\n"), lineterm=""), sep="\n")
         return 0

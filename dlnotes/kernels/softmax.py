@@ -151,4 +151,5 @@ def smooth_kernel(z, target, scale, share, losses, grad):
             for j in range(row.size):
                 g[j] -= each
             g[target[i]] += z.dtype.type(scale * share)
-            losses[i] -= share * horizontal_sum(total) / row.size
+            if losses[i] < np.inf:  # else the target's logit is -inf, and that settles it
+                losses[i] -= share * horizontal_sum(total) / row.size
