@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from dlnotes.core import execution
 from tools import claims
 
 REPO = Path(__file__).parent.parent
@@ -67,6 +68,15 @@ def test_folders_have_an_order_without_circles():
         done |= ready
         waiting = {m: sources for m, sources in waiting.items() if m not in ready}
     assert not waiting
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_kernels_are_kept_until_a_module_below_them_changes(module):
+    below, new = set(), {module}
+    while new := new - below:
+        below |= new
+        new = {source for m in new for source in imports(m)}
+    assert execution._modules(MODULES[module]) == {MODULES[m] for m in below}
 
 
 @pytest.mark.parametrize("module", MODULES)

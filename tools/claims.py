@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -209,22 +210,29 @@ def failures(cells: list) -> list[dict]:
     return found
 
 
-def execute(path: Path, environment: dict[str, str], expected: dict) -> dict:
-    "Execute a notebook in that environment to its end: seconds, failures, the numerics it had."
+def execute(
+    path: Path, environment: dict[str, str], expected: dict, to_its_end: bool = True
+) -> dict:
+    """Execute a notebook in that environment: seconds, failures, the numerics it had.
+
+    To its end, or up to the first cell that fails.
+    """
     import nbformat
     from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
 
     began, book = time.perf_counter(), nbformat.read(path, as_version=4)
     book.cells.insert(0, nbformat.v4.new_code_cell(PROBE))
     client = NotebookClient(
         book,
         timeout=1200,
-        allow_errors=True,
+        allow_errors=to_its_end,
         resources={"metadata": {"path": path.parent}},
         extra_arguments=["--log-level=40"],
     )
     whole = {**os.environ, **environment}
-    client.execute(env={key: value for key, value in whole.items() if value})
+    with suppress(CellExecutionError):  # which `failures` finds
+        client.execute(env={key: value for key, value in whole.items() if value})
     probed = book.cells.pop(0).outputs
     text = "".join(out.get("text", "") for out in probed if out.get("name") == "stdout")
     numerics, failed = json.loads(text) if text else {}, failures(book.cells)

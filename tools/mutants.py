@@ -39,7 +39,6 @@ RESULT = REPO / "experiments" / "results" / "mutants.json"
 COMPILED = {"compiled", "_for_kernels", "register_jitable", "overload", "intrinsic"}
 GRADIENT = re.compile(r"backward|grad|_step|^step$")
 NOT_ABOUT_CODE = re.compile(r"test_(project|pages|render|links|package|claims|mnist_lenet)\.py")
-INLINED = {"elementary", "microkernels", "sharing"}  # compiled into kernels of other modules
 SECONDS = 400  # for one check
 
 # Faults that change nothing that can be observed: where ("module: line of code") and what -> why.
@@ -284,7 +283,7 @@ class Checks:
     def found_by(self, fault: Fault) -> str:
         "The check that finds the fault, or nothing."
         module, notebook = places(fault.module)
-        cache = self.folder / (f"cache-{fault.start}" if fault.module in INLINED else "cache")
+        cache = self.folder / "cache"
         files = self.tests.get(fault.module, [])
         pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         pytest += ["--hypothesis-profile=mutants", *files]
@@ -303,8 +302,8 @@ class Checks:
 
 
 def cells(notebook: str) -> int:
-    "How many cells of a notebook fail."
-    return len(claims.execute(Path(notebook).resolve(), {}, {})["failures"])
+    "1 if a cell of a notebook fails."
+    return len(claims.execute(Path(notebook).resolve(), {}, {}, to_its_end=False)["failures"])
 
 
 def run(faults: list[Fault], jobs: int) -> list[str]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from functools import cache, partial
@@ -26,18 +27,26 @@ __all__ = ['compiled', 'available_threads', 'num_threads', 'set_num_threads', 'i
 
 # %% ../../nbs/core/execution.ipynb #dd939495
 @cache
-def _sources() -> str:
-    "A hash of all modules of the package."
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    return sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+def _modules(path: Path) -> frozenset[Path]:
+    "A module of the package and all that it imports, directly or through others."
+    found = {path}
+    for dots, name in re.findall(r"^from (\.+)(\S+) import", path.read_text("utf-8"), re.M):
+        found |= _modules((path.parents[len(dots) - 1] / name.replace(".", "/")).with_suffix(".py"))
+    return frozenset(found)
+
+
+@cache
+def _hash(path: Path) -> str:
+    "Of the sources from which the kernels of a module are compiled."
+    return sha256(b"".join(p.read_bytes() for p in sorted(_modules(path)))).hexdigest()
 
 
 def compiled(**options: Any) -> Callable[[Any], Any]:
     """Decorator: Numba's `njit` as the kernels of this package use it.
 
     - `options`: more options of `njit`, such as `fastmath`.
-    - Kept on disk (`cache`) where that can be done, until a module of the package changes;
-      releases the interpreter's lock (`nogil`); divides as NumPy does (`error_model`).
+    - Kept on disk (`cache`) where that can be done, until its module changes or one that
+      this imports; releases the interpreter's lock (`nogil`); divides as NumPy does (`error_model`).
     """
     def decorate(f):
         from numba import njit
@@ -48,7 +57,7 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
             return kernel()(f)
         if f.__module__.startswith("dlnotes") and hasattr(function, "_cache"):
             stored = function._cache._cache_file
-            stored._source_stamp = (stored._source_stamp, _sources())
+            stored._source_stamp = (stored._source_stamp, _hash(Path(f.__code__.co_filename)))
         return function
     return decorate
 
