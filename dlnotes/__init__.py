@@ -19,25 +19,32 @@ _CORE = """Composite Layer Loss Sequential as_float as_labels check_gradients co
     Stepper""".split()  # what `dlnotes` offers of core
 
 
-_KERNEL = re.compile(r".*_(kernel|loop)").fullmatch  # checks nothing: had from its module alone
+_KERNEL = re.compile(
+    r".*_(kernel|loop)"
+).fullmatch  # checks nothing: had from its module alone
 
 
 def _index() -> dict[str, str]:
     "The module that defines each public name; a chapter stands for itself."
     from dlnotes._modidx import d
+
     modules: Any = d["syms"]
     index = {}
     for module, symbols in modules.items():
         _, folder, *_ = module.split(".")
         if folder == "kernels":
             continue
-        names = [name[len(module) + 1:] for name in symbols]
+        names = [name[len(module) + 1 :] for name in symbols]
         if folder == "core":
             names = [name for name in names if name in _CORE]
         if module.count(".") == 1:
             names.append(folder)
         for name in names:
-            if name.isidentifier() and not name.startswith("_") and not _KERNEL(name):
+            if (
+                name.isidentifier()
+                and not name.startswith("_")
+                and not _KERNEL(name)
+            ):
                 index[name] = module
     return index
 
@@ -54,10 +61,14 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([name for name in globals() if name.startswith("__")] + list(_index()))
+    return sorted(
+        [name for name in globals() if name.startswith("__")] + list(_index())
+    )
 
 # %% ../nbs/reference/api.ipynb #d026bc2b
-__all__ = sorted(_index())  # in place of the empty one that nbdev writes at the top
+__all__ = sorted(
+    _index()
+)  # in place of the empty one that nbdev writes at the top
 
 # %% ../nbs/reference/api.ipynb #56cef694
 if TYPE_CHECKING:
@@ -110,10 +121,18 @@ if TYPE_CHECKING:
     from dlnotes.encoder_decoder import greedy_decode as greedy_decode
     from dlnotes.estimators.multilayer import MLPClassifier as MLPClassifier
     from dlnotes.estimators.multilayer import MLPRegressor as MLPRegressor
-    from dlnotes.estimators.multilayer import NetworkClassifier as NetworkClassifier
-    from dlnotes.estimators.multilayer import NetworkEstimator as NetworkEstimator
-    from dlnotes.estimators.sequences import SequenceClassifier as SequenceClassifier
-    from dlnotes.estimators.sequences import SequenceForecaster as SequenceForecaster
+    from dlnotes.estimators.multilayer import (
+        NetworkClassifier as NetworkClassifier,
+    )
+    from dlnotes.estimators.multilayer import (
+        NetworkEstimator as NetworkEstimator,
+    )
+    from dlnotes.estimators.sequences import (
+        SequenceClassifier as SequenceClassifier,
+    )
+    from dlnotes.estimators.sequences import (
+        SequenceForecaster as SequenceForecaster,
+    )
     from dlnotes.gradients import BatchNorm as BatchNorm
     from dlnotes.gradients import LayerNorm as LayerNorm
     from dlnotes.gradients import kaiming_normal as kaiming_normal
@@ -188,8 +207,12 @@ if TYPE_CHECKING:
     from dlnotes.training import step_lr as step_lr
     from dlnotes.transformer import MultiHeadAttention as MultiHeadAttention
     from dlnotes.transformer import Transformer as Transformer
-    from dlnotes.transformer import TransformerDecoderLayer as TransformerDecoderLayer
-    from dlnotes.transformer import TransformerEncoderLayer as TransformerEncoderLayer
+    from dlnotes.transformer import (
+        TransformerDecoderLayer as TransformerDecoderLayer,
+    )
+    from dlnotes.transformer import (
+        TransformerEncoderLayer as TransformerEncoderLayer,
+    )
     from dlnotes.transformer import rotate as rotate
     from dlnotes.transformer import (
         scaled_dot_product_attention as scaled_dot_product_attention,
@@ -197,4 +220,6 @@ if TYPE_CHECKING:
     from dlnotes.transformer import (
         scaled_dot_product_attention_backward as scaled_dot_product_attention_backward,
     )
-    from dlnotes.transformer import sinusoidal_positions as sinusoidal_positions
+    from dlnotes.transformer import (
+        sinusoidal_positions as sinusoidal_positions,
+    )

@@ -10,14 +10,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .core.arguments import check_array, check_count, check_input, check_mask
+from dlnotes.core.arguments import (
+    check_array,
+    check_count,
+    check_input,
+    check_mask,
+)
 from .core.arguments import check_rng, check_state, check_step_tokens
 from .core.arguments import check_tokens
 from .core.execution import compiled
 from .core.layers import Composite, Layer, uniform_parameters
-from .kernels.attention_scores import additive_scores, additive_scores_backward
+from dlnotes.kernels.attention_scores import (
+    additive_scores,
+    additive_scores_backward,
+)
 from .kernels.attention_scores import batched_product, masked_softmax
-from .kernels.attention_scores import product_scores, product_scores_backward
+from dlnotes.kernels.attention_scores import (
+    product_scores,
+    product_scores_backward,
+)
 from .kernels.attention_scores import weights_backward
 from .lstm import GRU, LSTM
 from .mlp import Linear
@@ -86,7 +97,9 @@ def general_scores_backward_kernel(eps, s, W, H, ds, dW, dH):
 
 # %% ../nbs/attention.ipynb #9da5f3ab
 @compiled()
-def additive_scores_backward_kernel(eps, s, H, W, U, b, v, ds, dH, dW, dU, db, dv):
+def additive_scores_backward_kernel(
+    eps, s, H, W, U, b, v, ds, dH, dW, dU, db, dv
+):
     "Adds the gradients with respect to s, H and the four parameters."
     for t in range(len(s)):
         for j in range(len(H)):
@@ -105,8 +118,16 @@ def _score_shapes(score: str, q: int, k: int, d: int) -> dict[str, Any]:
     "Each parameter's shape, and the n of its first values."
     if score == "general":
         return {"weight": ((q, k), k)}
-    return {} if score == "dot" else {
-        "weight_q": ((d, q), q), "weight_k": ((d, k), k), "bias": ((d,), q), "v": ((d,), d)}
+    return (
+        {}
+        if score == "dot"
+        else {
+            "weight_q": ((d, q), q),
+            "weight_k": ((d, k), k),
+            "bias": ((d,), q),
+            "v": ((d,), d),
+        }
+    )
 
 # %% ../nbs/attention.ipynb #7fc70c03
 class Attention(Layer):
@@ -126,50 +147,89 @@ class Attention(Layer):
     - Raises ValueError or TypeError on sizes, shapes and dtypes that do not fit.
     - Source: Bahdanau et al. (2015); Luong et al. (2015).
     """
-    def __init__(self, score: str, query_size: int, key_size: int,
-                 hidden_size: int | None = None, *,
-                 rng: np.random.Generator | int | None = None,
-                 dtype: DTypeLike = np.float32):
-        q, k = check_count(query_size, "query_size"), check_count(key_size, "key_size")
+
+    def __init__(
+        self,
+        score: str,
+        query_size: int,
+        key_size: int,
+        hidden_size: int | None = None,
+        *,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
+        q, k = (
+            check_count(query_size, "query_size"),
+            check_count(key_size, "key_size"),
+        )
         if score not in ("dot", "general", "additive"):
-            raise ValueError("score: expected 'dot', 'general' or 'additive', "
-                             f"got {score!r}")
+            raise ValueError(
+                "score: expected 'dot', 'general' or 'additive', "
+                f"got {score!r}"
+            )
         if score == "dot" and q != k:
-            raise ValueError(f"key_size: expected {q}, as query_size, for 'dot', got {k}")
+            raise ValueError(
+                f"key_size: expected {q}, as query_size, for 'dot', got {k}"
+            )
         if hidden_size is not None and score != "additive":
-            raise ValueError(f"hidden_size: expected None for {score!r}, "
-                             f"got {hidden_size!r}")
-        self.hidden_size = q if hidden_size is None else check_count(hidden_size, "hidden_size")
-        self.score, self.query_size, self.key_size, rng = score, q, k, check_rng(rng)
+            raise ValueError(
+                f"hidden_size: expected None for {score!r}, "
+                f"got {hidden_size!r}"
+            )
+        self.hidden_size = (
+            q
+            if hidden_size is None
+            else check_count(hidden_size, "hidden_size")
+        )
+        self.score, self.query_size, self.key_size, rng = (
+            score,
+            q,
+            k,
+            check_rng(rng),
+        )
         self.params = {}
         for name, (shape, n) in _score_shapes(*self._kind()).items():
             self.params |= uniform_parameters({name: shape}, n, rng, dtype)
 
-    def forward(self, query: np.ndarray, memory: np.ndarray,  # type: ignore[override]
-                mask: np.ndarray | None = None,
-                ) -> tuple[tuple[np.ndarray, np.ndarray], Any]:
+    def forward(
+        self,
+        query: np.ndarray,
+        memory: np.ndarray,  # type: ignore[override]
+        mask: np.ndarray | None = None,
+    ) -> tuple[tuple[np.ndarray, np.ndarray], Any]:
         "((contexts, weights), cache) of queries (N, T, .) to a memory (N, S, .)."
         query, memory, mask = self._checked(query, memory, mask)
-        scores = additive_scores if self.score == "additive" else product_scores
+        scores = (
+            additive_scores if self.score == "additive" else product_scores
+        )
         weights, kept = scores(query, memory, self._own(query.dtype))
         masked_softmax(weights, mask)
         cache = query, memory, weights, kept, self._kind()
         return (batched_product(weights, memory), weights), cache
 
-    def backward(self, grad: Any, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: Any, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         """((grad_query, grad_memory), grads); `grad` is (grad_context, grad_weights).
 
         - Either of the pair may be None, where the loss does not depend on it.
         - Raises ValueError or TypeError on gradients that do not fit, and on the cache of a
           layer of another kind or size.
         """
-        if not isinstance(cache, tuple) or len(cache) != 5 or cache[4] != self._kind():
-            raise ValueError(f"cache: expected one that forward of {self!r} gave")
+        if (
+            not isinstance(cache, tuple)
+            or len(cache) != 5
+            or cache[4] != self._kind()
+        ):
+            raise ValueError(
+                f"cache: expected one that forward of {self!r} gave"
+            )
         query, memory, weights, kept, _ = cache
         if not isinstance(grad, tuple) or len(grad) != 2:
-            raise TypeError("grad: expected a pair (grad_context, grad_weights), "
-                            f"got {type(grad).__name__}")
+            raise TypeError(
+                "grad: expected a pair (grad_context, grad_weights), "
+                f"got {type(grad).__name__}"
+            )
         by_context, by_weights = grad
         g = np.zeros_like(weights)
         if by_context is not None:
@@ -177,29 +237,58 @@ class Attention(Layer):
             check_array(by_context, shape, query.dtype, "grad_context")
             g = batched_product(by_context, memory.swapaxes(1, 2))
         if by_weights is not None:
-            g += check_array(by_weights, weights.shape, query.dtype, "grad_weights")
+            g += check_array(
+                by_weights, weights.shape, query.dtype, "grad_weights"
+            )
         weights_backward(weights, g)
-        back = additive_scores_backward if self.score == "additive" else product_scores_backward
-        grad_query, grad_memory, grads = back(g, query, memory, self._own(query.dtype), kept)
+        back = (
+            additive_scores_backward
+            if self.score == "additive"
+            else product_scores_backward
+        )
+        grad_query, grad_memory, grads = back(
+            g, query, memory, self._own(query.dtype), kept
+        )
         if by_context is not None:
             grad_memory += batched_product(weights.swapaxes(1, 2), by_context)
         return (grad_query, grad_memory), grads
 
-    def __call__(self, query: np.ndarray, memory: np.ndarray,  # type: ignore[override]
-                 mask: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(
+        self,
+        query: np.ndarray,
+        memory: np.ndarray,  # type: ignore[override]
+        mask: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         return self.forward(query, memory, mask)[0]
 
-    def _checked(self, query: Any, memory: Any, mask: Any) -> tuple[np.ndarray, ...]:
-        query = check_input(query, "query", next(iter(self.params.values()), None))
+    def _checked(
+        self, query: Any, memory: Any, mask: Any
+    ) -> tuple[np.ndarray, ...]:
+        query = check_input(
+            query, "query", next(iter(self.params.values()), None)
+        )
         memory = check_input(memory, "memory", query)
-        for a, name, size in ((query, "query", self.query_size),
-                              (memory, "memory", self.key_size)):
-            if a.ndim != 3 or a.shape[2] != size or 0 in a.shape or len(a) != len(query):
+        for a, name, size in (
+            (query, "query", self.query_size),
+            (memory, "memory", self.key_size),
+        ):
+            if (
+                a.ndim != 3
+                or a.shape[2] != size
+                or 0 in a.shape
+                or len(a) != len(query)
+            ):
                 m = "m" if a is query else len(query)
-                raise ValueError(f"{name}: expected shape ({m}, steps, {size}) with at "
-                                 f"least one of each, got {a.shape}")
+                raise ValueError(
+                    f"{name}: expected shape ({m}, steps, {size}) with at "
+                    f"least one of each, got {a.shape}"
+                )
         real = np.ones(memory.shape[:2], bool)
-        mask = real if mask is None else check_mask(mask, "mask", memory.shape[:2])
+        mask = (
+            real
+            if mask is None
+            else check_mask(mask, "mask", memory.shape[:2])
+        )
         return np.ascontiguousarray(query), np.ascontiguousarray(memory), mask
 
     def _kind(self) -> tuple[str, int, int, int]:
@@ -208,12 +297,16 @@ class Attention(Layer):
 
     def _own(self, dtype: np.dtype) -> dict[str, np.ndarray]:
         "The parameters, if they still have their shapes."
-        return {name: check_array(self.params[name], shape, dtype, name)
-                for name, (shape, _) in _score_shapes(*self._kind()).items()}
+        return {
+            name: check_array(self.params[name], shape, dtype, name)
+            for name, (shape, _) in _score_shapes(*self._kind()).items()
+        }
 
     def __repr__(self) -> str:
         d = f", {self.hidden_size}" if self.score == "additive" else ""
-        return f"Attention({self.score!r}, {self.query_size}, {self.key_size}{d})"
+        return (
+            f"Attention({self.score!r}, {self.query_size}, {self.key_size}{d})"
+        )
 
 # %% ../nbs/attention.ipynb #4181c745
 class AttentionSeq2Seq(Composite):
@@ -230,16 +323,27 @@ class AttentionSeq2Seq(Composite):
       and scores.
     - Source: Luong, Pham and Manning (2015); Bahdanau, Cho and Bengio (2015).
     """
+
     takes_ids = True
 
-    def __init__(self, src_vocab: int, tgt_vocab: int, embedding_dim: int = 64,
-                 hidden_size: int = 128, cell: str = "gru", score: str = "general", *,
-                 rng: np.random.Generator | int | None = None,
-                 dtype: DTypeLike = np.float32):
+    def __init__(
+        self,
+        src_vocab: int,
+        tgt_vocab: int,
+        embedding_dim: int = 64,
+        hidden_size: int = 128,
+        cell: str = "gru",
+        score: str = "general",
+        *,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
         if cell not in ("gru", "lstm"):
             raise ValueError(f"cell: expected 'gru' or 'lstm', got {cell!r}")
         if check_count(hidden_size, "hidden_size") % 2:
-            raise ValueError(f"hidden_size: expected an even number, got {hidden_size}")
+            raise ValueError(
+                f"hidden_size: expected an even number, got {hidden_size}"
+            )
         d, h = check_count(embedding_dim, "embedding_dim"), hidden_size
         kind = GRU if cell == "gru" else LSTM
         own: Any = {"rng": check_rng(rng), "dtype": dtype}
@@ -248,11 +352,18 @@ class AttentionSeq2Seq(Composite):
         super().__init__(
             src_embedding=Embedding(src_vocab, d, 0, **own),
             encoder=kind(d, h // 2, bidirectional=True, **own),
-            tgt_embedding=Embedding(tgt_vocab, d, 0, **own), decoder=kind(d, h, **own),
-            attention=Attention(score, h, h, **own), head=Linear(2 * h, tgt_vocab, **own))
+            tgt_embedding=Embedding(tgt_vocab, d, 0, **own),
+            decoder=kind(d, h, **own),
+            attention=Attention(score, h, h, **own),
+            head=Linear(2 * h, tgt_vocab, **own),
+        )
 
-    def forward(self, src: np.ndarray, tgt: np.ndarray,  # type: ignore[override]
-                src_mask: np.ndarray | None = None) -> tuple[np.ndarray, Any]:
+    def forward(
+        self,
+        src: np.ndarray,
+        tgt: np.ndarray,  # type: ignore[override]
+        src_mask: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, Any]:
         """Logits (m, tgt_vocab, T) after each token of `tgt`, and the cache.
 
         - `src`: (m, S) tokens to read; `src_mask`: (m, S), True at real ones.
@@ -261,13 +372,15 @@ class AttentionSeq2Seq(Composite):
         tgt = check_tokens(tgt, "tgt", self.tgt_vocab)
         (memory, state, mask), read = self._read(src, src_mask)
         if len(tgt) != len(memory):
-            raise ValueError(f"tgt: expected {len(memory)} rows, as src has, "
-                             f"got {len(tgt)}")
+            raise ValueError(
+                f"tgt: expected {len(memory)} rows, as src has, got {len(tgt)}"
+            )
         logits, _, write = self._write(tgt, memory, mask, state)
         return logits.swapaxes(1, 2), (read, write)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         "(None, gradients by `params`): tokens have no slope."
         (src_cache, read), write = cache
         parts: Any = self.parts
@@ -278,11 +391,14 @@ class AttentionSeq2Seq(Composite):
         memory, first = self._write_back(grad, write, grads)
         ends = memory, _each(_apart, first)
         (x, _), grads["encoder"] = parts["encoder"].backward(ends, read)
-        _, grads["src_embedding"] = parts["src_embedding"].backward(x, src_cache)
+        _, grads["src_embedding"] = parts["src_embedding"].backward(
+            x, src_cache
+        )
         return None, self._join(grads)
 
-    def encode(self, src: np.ndarray, src_mask: np.ndarray | None = None,
-               ) -> tuple[Any, ...]:
+    def encode(
+        self, src: np.ndarray, src_mask: np.ndarray | None = None
+    ) -> tuple[Any, ...]:
         """What the decoder begins with: state, memory and mask, a row for each source.
 
         - `src`, `src_mask`: as for `forward`. Returns arrays (m, ...).
@@ -290,8 +406,9 @@ class AttentionSeq2Seq(Composite):
         (memory, state, mask), _ = self._read(src, src_mask)
         return _each(lambda a: a[0], state), memory, mask
 
-    def step(self, tokens: np.ndarray, state: tuple[Any, ...],
-             ) -> tuple[np.ndarray, tuple[Any, ...]]:
+    def step(
+        self, tokens: np.ndarray, state: tuple[Any, ...]
+    ) -> tuple[np.ndarray, tuple[Any, ...]]:
         """Logits (m, tgt_vocab) after one more token each, and the next state.
 
         - `tokens`: (m,), those written last; `state`: from `encode` or the step before.
@@ -299,14 +416,22 @@ class AttentionSeq2Seq(Composite):
         rnn: Any = self.parts["decoder"]
         h, dtype = rnn.hidden_size, self.parts["head"].params["weight"].dtype
         own: list[Any] = [((h,), dtype)] * (1 + isinstance(rnn, LSTM))
-        *first, memory, mask = check_state(state, own + [((None, h), dtype), ((None,), bool)])
+        *first, memory, mask = check_state(
+            state, own + [((None, h), dtype), ((None,), bool)]
+        )
         tokens = check_step_tokens(tokens, len(mask), self.tgt_vocab)
-        before = tuple(a[None] for a in first) if len(first) > 1 else first[0][None]
+        before = (
+            tuple(a[None] for a in first) if len(first) > 1 else first[0][None]
+        )
         logits, after, _ = self._write(tokens, memory, mask, before)
         return logits[:, 0], (_each(lambda a: a[0], after), memory, mask)
 
-    def alignment(self, src: np.ndarray, tgt: np.ndarray,
-                  src_mask: np.ndarray | None = None) -> np.ndarray:
+    def alignment(
+        self,
+        src: np.ndarray,
+        tgt: np.ndarray,
+        src_mask: np.ndarray | None = None,
+    ) -> np.ndarray:
         "Weights (m, T, S) of the source's tokens, after each token of `tgt`."
         return self.forward(src, tgt, src_mask)[1][1][-1]
 
@@ -319,34 +444,48 @@ class AttentionSeq2Seq(Composite):
     def _read(self, src: Any, src_mask: Any) -> tuple[tuple[Any, ...], Any]:
         "Memory (m, S, hidden_size), first state and mask, and a cache."
         src = check_tokens(src, "src", self.src_vocab)
-        mask = None if src_mask is None else check_mask(src_mask, "src_mask", src.shape)
+        mask = (
+            None
+            if src_mask is None
+            else check_mask(src_mask, "src_mask", src.shape)
+        )
         parts: Any = self.parts
         x, src_cache = parts["src_embedding"].forward(src)
         (memory, last), cache = parts["encoder"].forward(x, mask=mask)
         mask = np.ones(src.shape, bool) if mask is None else mask
         return (memory, _each(_beside, last), mask), (src_cache, cache)
 
-    def _write(self, tgt: np.ndarray, memory: np.ndarray, mask: np.ndarray,
-               state: Any) -> tuple[np.ndarray, Any, Any]:
+    def _write(
+        self, tgt: np.ndarray, memory: np.ndarray, mask: np.ndarray, state: Any
+    ) -> tuple[np.ndarray, Any, Any]:
         "Logits (m, time, tgt_vocab), the state after the last step, and a cache."
         parts: Any = self.parts
         y, tgt_cache = parts["tgt_embedding"].forward(tgt)
         (s, state), told = parts["decoder"].forward(y, state)
         (c, weights), looked = parts["attention"].forward(s, memory, mask)
-        logits, answered = parts["head"].forward(np.concatenate([s, c], axis=2))
+        logits, answered = parts["head"].forward(
+            np.concatenate([s, c], axis=2)
+        )
         return logits, state, (tgt_cache, told, looked, answered, weights)
 
-    def _write_back(self, grad: np.ndarray, cache: Any, grads: dict[str, Any],
-                    ) -> tuple[np.ndarray, Any]:
+    def _write_back(
+        self, grad: np.ndarray, cache: Any, grads: dict[str, Any]
+    ) -> tuple[np.ndarray, Any]:
         "Gradients by the memory and the first state; those by the parts go into `grads`."
         tgt_cache, told, looked, answered, _ = cache
         parts: Any = self.parts
         both, grads["head"] = parts["head"].backward(grad, answered)
-        by_s, by_c = (np.ascontiguousarray(g) for g in np.split(both, 2, axis=2))
+        by_s, by_c = (
+            np.ascontiguousarray(g) for g in np.split(both, 2, axis=2)
+        )
         attended = parts["attention"].backward((by_c, None), looked)
         (more, memory), grads["attention"] = attended
-        (y, first), grads["decoder"] = parts["decoder"].backward((by_s + more, None), told)
-        _, grads["tgt_embedding"] = parts["tgt_embedding"].backward(y, tgt_cache)
+        (y, first), grads["decoder"] = parts["decoder"].backward(
+            (by_s + more, None), told
+        )
+        _, grads["tgt_embedding"] = parts["tgt_embedding"].backward(
+            y, tgt_cache
+        )
         return memory, first
 
 # %% ../nbs/attention.ipynb #3bbc0965
@@ -372,57 +511,101 @@ class BahdanauSeq2Seq(AttentionSeq2Seq):
       for `AttentionSeq2Seq`, with another `score` where none is given.
     - Source: Bahdanau, Cho and Bengio (2015).
     """
-    def __init__(self, src_vocab: int, tgt_vocab: int, embedding_dim: int = 64,
-                 hidden_size: int = 128, cell: str = "gru", score: str = "additive", *,
-                 rng: np.random.Generator | int | None = None,
-                 dtype: DTypeLike = np.float32):
-        rng, h = check_rng(rng), hidden_size
-        super().__init__(src_vocab, tgt_vocab, embedding_dim, h, cell, score, rng=rng,
-                         dtype=dtype)
-        kind = GRU if cell == "gru" else LSTM
-        self.parts["decoder"] = kind(embedding_dim + h, h, rng=rng, dtype=dtype)
 
-    def _write(self, tgt: np.ndarray, memory: np.ndarray, mask: np.ndarray,
-               state: Any) -> tuple[np.ndarray, Any, Any]:
+    def __init__(
+        self,
+        src_vocab: int,
+        tgt_vocab: int,
+        embedding_dim: int = 64,
+        hidden_size: int = 128,
+        cell: str = "gru",
+        score: str = "additive",
+        *,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
+        rng, h = check_rng(rng), hidden_size
+        super().__init__(
+            src_vocab,
+            tgt_vocab,
+            embedding_dim,
+            h,
+            cell,
+            score,
+            rng=rng,
+            dtype=dtype,
+        )
+        kind = GRU if cell == "gru" else LSTM
+        self.parts["decoder"] = kind(
+            embedding_dim + h, h, rng=rng, dtype=dtype
+        )
+
+    def _write(
+        self, tgt: np.ndarray, memory: np.ndarray, mask: np.ndarray, state: Any
+    ) -> tuple[np.ndarray, Any, Any]:
         parts: Any = self.parts
         y, tgt_cache = parts["tgt_embedding"].forward(tgt)
         told, looked, seen, outputs = [], [], [], []
         for t in range(y.shape[1]):
-            query = (state[0] if isinstance(state, tuple) else state).swapaxes(0, 1)
-            (c, weights), cache = parts["attention"].forward(query, memory, mask)
+            query = (state[0] if isinstance(state, tuple) else state).swapaxes(
+                0, 1
+            )
+            (c, weights), cache = parts["attention"].forward(
+                query, memory, mask
+            )
             looked.append(cache)
             seen.append(weights)
-            x = np.concatenate([y[:, t:t + 1], c], axis=2)
+            x = np.concatenate([y[:, t : t + 1], c], axis=2)
             (s, state), cache = parts["decoder"].forward(x, state)
             told.append(cache)
             outputs.append(np.concatenate([s, c], axis=2))
-        logits, answered = parts["head"].forward(np.concatenate(outputs, axis=1))
+        logits, answered = parts["head"].forward(
+            np.concatenate(outputs, axis=1)
+        )
         alignment = np.concatenate(seen, axis=1)
         return logits, state, (tgt_cache, told, looked, answered, alignment)
 
-    def _write_back(self, grad: np.ndarray, cache: Any, grads: dict[str, Any],
-                    ) -> tuple[np.ndarray, Any]:
+    def _write_back(
+        self, grad: np.ndarray, cache: Any, grads: dict[str, Any]
+    ) -> tuple[np.ndarray, Any]:
         tgt_cache, told, looked, answered, _ = cache
         parts: Any = self.parts
         both, grads["head"] = parts["head"].backward(grad, answered)
-        h, by_y, first, by_memory = both.shape[2] // 2, [], None, np.zeros(1, grad.dtype)
+        h, by_y, first, by_memory = (
+            both.shape[2] // 2,
+            [],
+            None,
+            np.zeros(1, grad.dtype),
+        )
         for t in range(len(told))[::-1]:
-            by_s, by_c = (g.copy() for g in np.split(both[:, t:t + 1], 2, axis=2))
+            by_s, by_c = (
+                g.copy() for g in np.split(both[:, t : t + 1], 2, axis=2)
+            )
             (x, first), dw = parts["decoder"].backward((by_s, first), told[t])
             _add(grads, "decoder", dw)
             by_c += x[:, :, -h:]
-            (query, memory), dw = parts["attention"].backward((by_c, None), looked[t])
+            (query, memory), dw = parts["attention"].backward(
+                (by_c, None), looked[t]
+            )
             _add(grads, "attention", dw)
             by_memory, query = by_memory + memory, query.swapaxes(0, 1)
             lstm = isinstance(first, tuple)
             first = (first[0] + query, first[1]) if lstm else first + query
             by_y.append(x[:, :, :-h])
         y = np.concatenate(by_y[::-1], axis=1)
-        _, grads["tgt_embedding"] = parts["tgt_embedding"].backward(y, tgt_cache)
+        _, grads["tgt_embedding"] = parts["tgt_embedding"].backward(
+            y, tgt_cache
+        )
         return by_memory, first
 
 # %% ../nbs/attention.ipynb #47f1f38f
-def _add(grads: dict[str, Any], part: str, more: dict[str, np.ndarray]) -> None:
+def _add(
+    grads: dict[str, Any], part: str, more: dict[str, np.ndarray]
+) -> None:
     "Add the gradients of one step to those of `part`."
     old = grads.get(part)
-    grads[part] = more if old is None else {name: old[name] + more[name] for name in more}
+    grads[part] = (
+        more
+        if old is None
+        else {name: old[name] + more[name] for name in more}
+    )

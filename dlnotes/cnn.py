@@ -12,12 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .core.arguments import as_float, check_array, check_count, check_input
+from dlnotes.core.arguments import (
+    as_float,
+    check_array,
+    check_count,
+    check_input,
+)
 from .core.execution import compiled
 from .core.layers import Layer, uniform_parameters
 from .kernels.convolution import ConvPlan, conv_plan, tuned_conv2d
 from .kernels.convolution import tuned_conv2d_backward
-from .kernels.pooling import PoolPlan, tuned_avg_pool, tuned_avg_pool_backward
+from dlnotes.kernels.pooling import (
+    PoolPlan,
+    tuned_avg_pool,
+    tuned_avg_pool_backward,
+)
 from .kernels.pooling import tuned_max_pool, tuned_max_pool_backward
 
 # %% auto #0
@@ -27,19 +36,27 @@ __all__ = ['conv_output_size', 'conv2d_kernel', 'conv2d_backward_kernel', 'conv2
            'Flatten']
 
 # %% ../nbs/cnn.ipynb #fee938c4
-def _zeros(padding: int | str, kernel_size: int, dilation: int,
-           stride: int) -> tuple[int, int]:
+def _zeros(
+    padding: int | str, kernel_size: int, dilation: int, stride: int
+) -> tuple[int, int]:
     "Zeros before and after an axis."
     if padding == "same":
         if stride != 1:
-            raise ValueError(f"padding: expected numbers for stride {stride}, got 'same'")
+            raise ValueError(
+                f"padding: expected numbers for stride {stride}, got 'same'"
+            )
         total = dilation * (kernel_size - 1)
         return total // 2, total - total // 2
     return (0, 0) if isinstance(padding, str) else (padding, padding)
 
 # %% ../nbs/cnn.ipynb #380b4033
-def conv_output_size(size: int, kernel_size: int, stride: int = 1,
-                     padding: int | str = 0, dilation: int = 1) -> int:
+def conv_output_size(
+    size: int,
+    kernel_size: int,
+    stride: int = 1,
+    padding: int | str = 0,
+    dilation: int = 1,
+) -> int:
     r"""Places of a window on an axis, $\lfloor (I - D(F-1) - 1 + 2P)/S \rfloor + 1$.
 
     - `size`: pixels of the image; `kernel_size`, `stride`, `dilation`: from 1;
@@ -48,19 +65,35 @@ def conv_output_size(size: int, kernel_size: int, stride: int = 1,
       leave no place for the window.
     - Source: Dumoulin and Visin (2016).
     """
-    f, s, d = (check_count(v, name) for v, name in ((kernel_size, "kernel_size"),
-                                              (stride, "stride"), (dilation, "dilation")))
+    f, s, d = (
+        check_count(v, name)
+        for v, name in (
+            (kernel_size, "kernel_size"),
+            (stride, "stride"),
+            (dilation, "dilation"),
+        )
+    )
     padding = _as_padding(padding, int)
-    return _places(check_count(size, "size"), f, s, _zeros(padding, f, d, s), d, "size")
+    return _places(
+        check_count(size, "size"), f, s, _zeros(padding, f, d, s), d, "size"
+    )
 
 # %% ../nbs/cnn.ipynb #0380d054
-def _places(size: int, kernel_size: int, stride: int, zeros: tuple[int, int],
-            dilation: int, name: str) -> int:
+def _places(
+    size: int,
+    kernel_size: int,
+    stride: int,
+    zeros: tuple[int, int],
+    dilation: int,
+    name: str,
+) -> int:
     "Places of a window on an axis; an error that begins with `name` if there is none."
     reach, padded = dilation * (kernel_size - 1) + 1, size + sum(zeros)
     if reach > padded:
-        raise ValueError(f"{name}: expected at least {reach} pixels, padding included, "
-                         f"got {padded}")
+        raise ValueError(
+            f"{name}: expected at least {reach} pixels, padding included, "
+            f"got {padded}"
+        )
     return (padded - reach) // stride + 1
 
 # %% ../nbs/cnn.ipynb #b9d93d26
@@ -70,9 +103,16 @@ _WHOLE = (int, np.integer)
 def _pair(v: Any, name: str, low: int) -> tuple[int, int]:
     "A number or a pair of them, none below `low`, as a pair."
     pair = (v, v) if isinstance(v, _WHOLE) else v
-    if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(
-            isinstance(p, _WHOLE) and not isinstance(p, bool) for p in pair)):
-        raise TypeError(f"{name}: expected an integer or a pair of them, got {v!r}")
+    if not (
+        isinstance(pair, (tuple, list))
+        and len(pair) == 2
+        and all(
+            isinstance(p, _WHOLE) and not isinstance(p, bool) for p in pair
+        )
+    ):
+        raise TypeError(
+            f"{name}: expected an integer or a pair of them, got {v!r}"
+        )
     if not low <= min(pair) <= max(pair) < 2**31:
         raise ValueError(f"{name}: expected {low}, {low + 1}, ..., got {v!r}")
     return int(pair[0]), int(pair[1])
@@ -82,7 +122,9 @@ def _as_padding(padding: Any, kind: type = tuple) -> Any:
     "`padding` as a word, a pair or, if `kind` is int, a number."
     if isinstance(padding, str):
         if padding not in ("same", "valid"):
-            raise ValueError(f"padding: expected 'same' or 'valid', got {padding!r}")
+            raise ValueError(
+                f"padding: expected 'same' or 'valid', got {padding!r}"
+            )
         return padding
     if kind is int and not isinstance(padding, _WHOLE):
         raise TypeError(f"padding: expected an integer, got {padding!r}")
@@ -99,8 +141,15 @@ def conv2d_kernel(x, weight, bias, stride, dilation, groups, z):
         for c in range(channels):
             for u in range(height):
                 for v in range(width):
-                    total += weight[o, c, u, v] * x[n, first + c, i * stride + u * dilation,
-                                                    j * stride + v * dilation]
+                    total += (
+                        weight[o, c, u, v]
+                        * x[
+                            n,
+                            first + c,
+                            i * stride + u * dilation,
+                            j * stride + v * dilation,
+                        ]
+                    )
         z[n, o, i, j] = total
 
 # %% ../nbs/cnn.ipynb #cb42bb36
@@ -113,44 +162,86 @@ def conv2d_backward_kernel(grad, x, weight, stride, dilation, groups, dx, dw):
         for c in range(channels):
             for u in range(height):
                 for v in range(width):
-                    row, column = i * stride + u * dilation, j * stride + v * dilation
+                    row, column = (
+                        i * stride + u * dilation,
+                        j * stride + v * dilation,
+                    )
                     dw[o, c, u, v] += g * x[n, first + c, row, column]
                     dx[n, first + c, row, column] += g * weight[o, c, u, v]
 
 # %% ../nbs/cnn.ipynb #24165f73
 @lru_cache(1024)
-def _checked_plan(x: tuple[int, ...], weight: tuple[int, ...], stride: tuple[int, int],
-                  padding: Any, dilation: tuple[int, int], groups: int) -> ConvPlan:
+def _checked_plan(
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    stride: tuple[int, int],
+    padding: Any,
+    dilation: tuple[int, int],
+    groups: int,
+) -> ConvPlan:
     "The plan of a convolution, or an error that says why there can be none."
     for name, shape in (("x", x), ("weight", weight)):
         if len(shape) != 4 or 0 in shape:
-            raise ValueError(f"{name}: expected four axes, none of length 0, got {shape}")
+            raise ValueError(
+                f"{name}: expected four axes, none of length 0, got {shape}"
+            )
     if weight[0] % groups:
-        raise ValueError(f"groups: expected a divisor of the {weight[0]} output channels, "
-                         f"got {groups}")
+        raise ValueError(
+            f"groups: expected a divisor of the {weight[0]} output channels, "
+            f"got {groups}"
+        )
     if x[1] != weight[1] * groups:
-        raise ValueError(f"x: expected {weight[1] * groups} channels for weights of shape "
-                         f"{weight} in {groups} groups, got {x[1]}")
+        raise ValueError(
+            f"x: expected {weight[1] * groups} channels for weights of shape "
+            f"{weight} in {groups} groups, got {x[1]}"
+        )
     words = (padding, padding) if isinstance(padding, str) else padding
-    zeros = tuple(_zeros(*axis) for axis in zip(words, weight[2:], dilation, stride))
+    zeros = tuple(
+        _zeros(*axis) for axis in zip(words, weight[2:], dilation, stride)
+    )
     for axis in zip(x[2:], weight[2:], stride, zeros, dilation):
         _places(*axis, "x")
     return conv_plan(x, weight, stride, zeros, dilation, groups)
 
 # %% ../nbs/cnn.ipynb #4ac78b4f
-def _convolution(x: ArrayLike, weight: ArrayLike, stride: Any, padding: Any,
-                 dilation: Any, groups: int) -> tuple[np.ndarray, np.ndarray, ConvPlan]:
+def _convolution(
+    x: ArrayLike,
+    weight: ArrayLike,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> tuple[np.ndarray, np.ndarray, ConvPlan]:
     "The arguments that forward and backward share, checked."
     x = as_float(x, "x")
     weight = as_float(weight, "weight", dtype=x.dtype)
-    stride, dilation = _pair(stride, "stride", 1), _pair(dilation, "dilation", 1)
-    return x, weight, _checked_plan(x.shape, weight.shape, stride, _as_padding(padding),
-                                    dilation, check_count(groups, "groups"))
+    stride, dilation = (
+        _pair(stride, "stride", 1),
+        _pair(dilation, "dilation", 1),
+    )
+    return (
+        x,
+        weight,
+        _checked_plan(
+            x.shape,
+            weight.shape,
+            stride,
+            _as_padding(padding),
+            dilation,
+            check_count(groups, "groups"),
+        ),
+    )
 
 # %% ../nbs/cnn.ipynb #61e1c2f3
-def conv2d(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None,
-           stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-           groups: int = 1) -> np.ndarray:
+def conv2d(
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> np.ndarray:
     r"""Convolution of images with kernels (a cross-correlation), and a bias added.
 
     - `x`: (m, in, height, width); `weight`: (out, in / `groups`, kernel height, kernel
@@ -163,27 +254,41 @@ def conv2d(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None,
       settings that do not fit.
     - Source: LeCun et al. (1998).
     """
-    x, weight, plan = _convolution(x, weight, stride, padding, dilation, groups)
+    x, weight, plan = _convolution(
+        x, weight, stride, padding, dilation, groups
+    )
     if bias is not None:
         bias = as_float(bias, "bias", weight.shape[:1], x.dtype)
-    return np.ascontiguousarray(tuned_conv2d(x, weight, _bias(bias, weight), plan))
+    return np.ascontiguousarray(
+        tuned_conv2d(x, weight, _bias(bias, weight), plan)
+    )
 
 # %% ../nbs/cnn.ipynb #e5bbfd15
 def _bias(bias: np.ndarray | None, weight: np.ndarray) -> np.ndarray:
     return np.zeros(len(weight), weight.dtype) if bias is None else bias
 
 # %% ../nbs/cnn.ipynb #7661d483
-def conv2d_backward(grad: ArrayLike, x: ArrayLike, weight: ArrayLike, stride: Any = 1,
-                    padding: Any = 0, dilation: Any = 1, groups: int = 1,
-                    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def conv2d_backward(
+    grad: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients by `x`, `weight` and bias of `conv2d`.
 
     - `grad`: that by its answer, of the answer's shape; the rest as for `conv2d`.
     - Returns arrays of the shapes of `x`, `weight` and bias, in the dtype of `x`. Raises
       as `conv2d` does.
     """
-    x, weight, plan = _convolution(x, weight, stride, padding, dilation, groups)
-    grads = tuned_conv2d_backward(as_float(grad, "grad", plan.out, x.dtype), x, weight, plan)
+    x, weight, plan = _convolution(
+        x, weight, stride, padding, dilation, groups
+    )
+    grads = tuned_conv2d_backward(
+        as_float(grad, "grad", plan.out, x.dtype), x, weight, plan
+    )
     return np.ascontiguousarray(grads[0]), grads[1], grads[2]
 
 # %% ../nbs/cnn.ipynb #a0b5f1d9
@@ -198,15 +303,37 @@ class Conv2d(Layer):
       inputs to one output; `dtype`: float32 or float64.
     - Raises TypeError or ValueError on settings that do not fit, and on another dtype.
     """
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: Any,
-                 stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
-                 bias: bool = True, *, rng: np.random.Generator | int | None = None,
-                 dtype: DTypeLike = np.float32):
-        c, o = check_count(in_channels, "in_channels"), check_count(out_channels, "out_channels")
-        kernel, self.groups = _pair(kernel_size, "kernel_size", 1), check_count(groups, "groups")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
+        c, o = (
+            check_count(in_channels, "in_channels"),
+            check_count(out_channels, "out_channels"),
+        )
+        kernel, self.groups = (
+            _pair(kernel_size, "kernel_size", 1),
+            check_count(groups, "groups"),
+        )
         if c % groups or o % groups:
-            raise ValueError(f"groups: expected a divisor of {c} and {o}, got {groups}")
-        self.stride, self.padding = _pair(stride, "stride", 1), _as_padding(padding)
+            raise ValueError(
+                f"groups: expected a divisor of {c} and {o}, got {groups}"
+            )
+        self.stride, self.padding = (
+            _pair(stride, "stride", 1),
+            _as_padding(padding),
+        )
         self.dilation = _pair(dilation, "dilation", 1)
         if self.padding == "same":
             _zeros("same", 1, 1, max(self.stride))
@@ -221,28 +348,49 @@ class Conv2d(Layer):
         bias = _bias(self.params.get("bias"), weight)
         check_array(bias, weight.shape[:1], weight.dtype, "bias")
         x = check_input(x, like=weight)
-        plan = _checked_plan(x.shape, weight.shape, self.stride, self.padding,
-                             self.dilation, self.groups)
+        plan = _checked_plan(
+            x.shape,
+            weight.shape,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
         return tuned_conv2d(x, weight, bias, plan), (x, plan)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         (x, plan), weight = cache, self.params["weight"]
-        check_array(weight, (plan.out[1], plan.inputs, *weight.shape[2:]), x.dtype, "weight")
+        check_array(
+            weight,
+            (plan.out[1], plan.inputs, *weight.shape[2:]),
+            x.dtype,
+            "weight",
+        )
         if weight[0, 0].size != plan.taps.size:
-            raise ValueError(f"cache: not of a layer with weights of shape {weight.shape}")
+            raise ValueError(
+                f"cache: not of a layer with weights of shape {weight.shape}"
+            )
         grad = check_array(check_input(grad, "grad", x), plan.out, x.dtype)
-        grad_x, *grads = tuned_conv2d_backward(grad, x, weight, plan, input_grad)
+        grad_x, *grads = tuned_conv2d_backward(
+            grad, x, weight, plan, input_grad
+        )
         named = zip(("weight", "bias"), grads)
         return grad_x, {name: g for name, g in named if name in self.params}
 
     def __repr__(self) -> str:
         o, c, *kernel = self.params["weight"].shape
         plain = dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1)
-        more = [f", {name}={getattr(self, name)!r}" for name, value in plain.items()
-                if getattr(self, name) != value]
+        more = [
+            f", {name}={getattr(self, name)!r}"
+            for name, value in plain.items()
+            if getattr(self, name) != value
+        ]
         more += [", bias=False"] * ("bias" not in self.params)
-        return f"Conv2d({c * self.groups}, {o}, {_short(kernel)}{''.join(more)})"
+        return (
+            f"Conv2d({c * self.groups}, {o}, {_short(kernel)}{''.join(more)})"
+        )
 
 # %% ../nbs/cnn.ipynb #6825bf17
 def _short(pair: Any) -> str:
@@ -266,7 +414,9 @@ def max_pool2d_backward_kernel(grad, where, size, stride, dx):
     "Adds each gradient to the pixel of dx that was the maximum."
     for n, c, i, j in np.ndindex(grad.shape):
         k = where[n, c, i, j]
-        dx[n, c, i * stride + k // size, j * stride + k % size] += grad[n, c, i, j]
+        dx[n, c, i * stride + k // size, j * stride + k % size] += grad[
+            n, c, i, j
+        ]
 
 # %% ../nbs/cnn.ipynb #e6a561aa
 @compiled()
@@ -284,36 +434,51 @@ def avg_pool2d_backward_kernel(grad, size, stride, dx):
     "Adds an equal part of each gradient to all pixels of its window."
     for n, c, i, j in np.ndindex(grad.shape):
         for k in range(size * size):
-            dx[n, c, i * stride + k // size, j * stride + k % size] += (
-                grad[n, c, i, j] / (size * size))
+            dx[n, c, i * stride + k // size, j * stride + k % size] += grad[
+                n, c, i, j
+            ] / (size * size)
 
 # %% ../nbs/cnn.ipynb #d295cd85
 @lru_cache(1024)
-def _pool(x: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int],
-          padding: tuple[int, int]) -> PoolPlan:
+def _pool(
+    x: tuple[int, ...],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> PoolPlan:
     "The plan of a pooling, or an error that says why there can be none."
     if len(x) != 4 or 0 in x:
         raise ValueError(f"x: expected four axes, none of length 0, got {x}")
     if any(2 * p > k for p, k in zip(padding, kernel)):
-        raise ValueError(f"padding: expected at most half of kernel_size {kernel}, "
-                         f"got {padding}")
-    size = [_places(n, k, s, (p, p), 1, "x")
-            for n, k, s, p in zip(x[2:], kernel, stride, padding)]
+        raise ValueError(
+            f"padding: expected at most half of kernel_size {kernel}, "
+            f"got {padding}"
+        )
+    size = [
+        _places(n, k, s, (p, p), 1, "x")
+        for n, k, s, p in zip(x[2:], kernel, stride, padding)
+    ]
     plain = (kernel, stride, padding) == ((2, 2), (2, 2), (0, 0))
-    return PoolPlan((*x[:2], size[0], size[1]), (kernel, stride, padding), plain,
-                 x[2] % 2 == x[3] % 2 == 0)
+    return PoolPlan(
+        (*x[:2], size[0], size[1]),
+        (kernel, stride, padding),
+        plain,
+        x[2] % 2 == x[3] % 2 == 0,
+    )
 
 # %% ../nbs/cnn.ipynb #ba6ce253
-def _pooling(x: ArrayLike, kernel_size: Any, stride: Any,
-             padding: Any) -> tuple[np.ndarray, PoolPlan]:
+def _pooling(
+    x: ArrayLike, kernel_size: Any, stride: Any, padding: Any
+) -> tuple[np.ndarray, PoolPlan]:
     "The arguments of a pooling, checked."
     x, kernel = as_float(x, "x"), _pair(kernel_size, "kernel_size", 1)
     stride = kernel if stride is None else _pair(stride, "stride", 1)
     return x, _pool(x.shape, kernel, stride, _pair(padding, "padding", 0))
 
 # %% ../nbs/cnn.ipynb #b559880c
-def max_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None,
-               padding: Any = 0) -> np.ndarray:
+def max_pool2d(
+    x: ArrayLike, kernel_size: Any, stride: Any = None, padding: Any = 0
+) -> np.ndarray:
     """The largest number of each window.
 
     - `x`: (m, channels, height, width); `kernel_size`, `stride`, `padding`: a number or a
@@ -327,19 +492,27 @@ def max_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None,
     return tuned_max_pool(*_pooling(x, kernel_size, stride, padding))[0]
 
 # %% ../nbs/cnn.ipynb #dbd6cc69
-def max_pool2d_backward(grad: ArrayLike, x: ArrayLike, kernel_size: Any, stride: Any = None,
-                        padding: Any = 0) -> np.ndarray:
+def max_pool2d_backward(
+    grad: ArrayLike,
+    x: ArrayLike,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+) -> np.ndarray:
     """Gradient by `x` of `max_pool2d`, of the shape of `x`; of equals, the first gets all.
 
     - `grad`: that by its answer; the rest, and what is raised, as for `max_pool2d`.
     """
     x, plan = _pooling(x, kernel_size, stride, padding)
     grad = as_float(grad, "grad", plan.out, x.dtype)
-    return tuned_max_pool_backward(grad, tuned_max_pool(x, plan)[1], x.shape, plan)
+    return tuned_max_pool_backward(
+        grad, tuned_max_pool(x, plan)[1], x.shape, plan
+    )
 
 # %% ../nbs/cnn.ipynb #64376e0f
-def avg_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None,
-               padding: Any = 0) -> np.ndarray:
+def avg_pool2d(
+    x: ArrayLike, kernel_size: Any, stride: Any = None, padding: Any = 0
+) -> np.ndarray:
     """The mean of each window, zeros of the padding counted.
 
     - Shapes, settings and errors as for `max_pool2d`.
@@ -348,24 +521,39 @@ def avg_pool2d(x: ArrayLike, kernel_size: Any, stride: Any = None,
     return tuned_avg_pool(*_pooling(x, kernel_size, stride, padding))
 
 # %% ../nbs/cnn.ipynb #5816d1c5
-def avg_pool2d_backward(grad: ArrayLike, x: ArrayLike, kernel_size: Any, stride: Any = None,
-                        padding: Any = 0) -> np.ndarray:
+def avg_pool2d_backward(
+    grad: ArrayLike,
+    x: ArrayLike,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+) -> np.ndarray:
     """Gradient by `x` of `avg_pool2d`, of the shape of `x`.
 
     - `grad`: that by its answer; the rest, and what is raised, as for `max_pool2d`.
     """
     x, plan = _pooling(x, kernel_size, stride, padding)
-    return tuned_avg_pool_backward(as_float(grad, "grad", plan.out, x.dtype), x.shape, plan)
+    return tuned_avg_pool_backward(
+        as_float(grad, "grad", plan.out, x.dtype), x.shape, plan
+    )
 
 # %% ../nbs/cnn.ipynb #8ac1b521
 class _Pooling(Layer):
     "What both kinds of pooling share."
+
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0):
         self.params = {}
         self.kernel_size = _pair(kernel_size, "kernel_size", 1)
         self.padding = _pair(padding, "padding", 0)
-        self.stride = self.kernel_size if stride is None else _pair(stride, "stride", 1)
-        _pool((1, 1, *self.kernel_size), self.kernel_size, self.stride, self.padding)
+        self.stride = (
+            self.kernel_size if stride is None else _pair(stride, "stride", 1)
+        )
+        _pool(
+            (1, 1, *self.kernel_size),
+            self.kernel_size,
+            self.stride,
+            self.padding,
+        )
 
     def _plan(self, x: np.ndarray) -> tuple[np.ndarray, PoolPlan]:
         x = check_input(x)
@@ -373,38 +561,52 @@ class _Pooling(Layer):
 
     def __repr__(self) -> str:
         plain = dict(stride=self.kernel_size, padding=(0, 0))
-        more = [f", {name}={getattr(self, name)!r}" for name, value in plain.items()
-                if getattr(self, name) != value]
-        return f"{type(self).__name__}({_short(self.kernel_size)}{''.join(more)})"
+        more = [
+            f", {name}={getattr(self, name)!r}"
+            for name, value in plain.items()
+            if getattr(self, name) != value
+        ]
+        return (
+            f"{type(self).__name__}({_short(self.kernel_size)}{''.join(more)})"
+        )
 
 # %% ../nbs/cnn.ipynb #2fac6d4e
 class MaxPool2d(_Pooling):
     "The largest number of each window; settings and errors as for `max_pool2d`."
+
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         x, plan = self._plan(x)
         z, where = tuned_max_pool(x, plan)
         return z, (where, x.shape, x.dtype, plan)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         where, shape, dtype, plan = cache
-        return tuned_max_pool_backward(check_array(grad, plan.out, dtype), where, shape, plan), {}
+        return tuned_max_pool_backward(
+            check_array(grad, plan.out, dtype), where, shape, plan
+        ), {}
 
 # %% ../nbs/cnn.ipynb #c05a00e1
 class AvgPool2d(_Pooling):
     "The mean of each window; settings and errors as for `avg_pool2d`."
+
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         x, plan = self._plan(x)
         return tuned_avg_pool(x, plan), (x.shape, x.dtype, plan)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         shape, dtype, plan = cache
-        return tuned_avg_pool_backward(check_array(grad, plan.out, dtype), shape, plan), {}
+        return tuned_avg_pool_backward(
+            check_array(grad, plan.out, dtype), shape, plan
+        ), {}
 
 # %% ../nbs/cnn.ipynb #d43ba603
 class Flatten(Layer):
     "(m, ...) to (m, k): all numbers of an example in one row."
+
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         x = check_input(x)
         if x.ndim < 2:
@@ -412,7 +614,8 @@ class Flatten(Layer):
         rows = x.reshape(len(x), math.prod(x.shape[1:]))
         return rows, (rows.shape, x.shape, x.dtype)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         rows, shape, dtype = cache
         return check_array(grad, rows, dtype).reshape(shape), {}

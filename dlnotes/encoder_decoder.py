@@ -10,8 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .core.arguments import check_array, check_count, check_flag, check_mask
-from .core.arguments import check_real, check_rng, check_state, check_step_tokens
+from dlnotes.core.arguments import (
+    check_array,
+    check_count,
+    check_flag,
+    check_mask,
+)
+from dlnotes.core.arguments import (
+    check_real,
+    check_rng,
+    check_state,
+    check_step_tokens,
+)
 from .core.arguments import check_tokens
 from .core.execution import compiled
 from .core.layers import Composite
@@ -52,31 +62,54 @@ class Encoder(Composite):
     - `rng`: a Generator or a seed for the first weights; `dtype`: float32 or float64.
     - `params`: of `embedding` and `rnn`. Raises ValueError or TypeError on other settings.
     """
+
     takes_ids = True
 
-    def __init__(self, vocab: int, embedding_dim: int, hidden_size: int, cell: str = "gru",
-                 bidirectional: bool = False, *,
-                 rng: np.random.Generator | int | None = None,
-                 dtype: DTypeLike = np.float32):
+    def __init__(
+        self,
+        vocab: int,
+        embedding_dim: int,
+        hidden_size: int,
+        cell: str = "gru",
+        bidirectional: bool = False,
+        *,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
         own: dict[str, Any] = {"rng": check_rng(rng), "dtype": dtype}
         super().__init__(
             embedding=Embedding(vocab, embedding_dim, 0, **own),
-            rnn=_recurrent(cell, embedding_dim, hidden_size, bidirectional=bidirectional, **own))
+            rnn=_recurrent(
+                cell,
+                embedding_dim,
+                hidden_size,
+                bidirectional=bidirectional,
+                **own,
+            ),
+        )
 
-    def forward(self, src: np.ndarray, mask: Any = None,  # type: ignore[override]
-                ) -> tuple[np.ndarray, Any]:
+    def forward(
+        self,
+        src: np.ndarray,
+        mask: Any = None,  # type: ignore[override]
+    ) -> tuple[np.ndarray, Any]:
         "The context (m, D hidden_size) of `src` (m, S), and the cache."
         x, embedded = self.parts["embedding"].forward(src)
         rnn: Any = self.parts["rnn"]
         (_, last), cache = rnn.forward(x, mask=mask)
         return np.hstack(list(_hidden(last))), (embedded, cache)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         rnn: Any = self.parts["rnn"]
         grads = {}
-        last = np.stack(np.split(grad, grad.shape[1] // rnn.hidden_size, axis=1))
-        (dx, _), grads["rnn"] = rnn.backward((None, _state(rnn, last)), cache[1])
+        last = np.stack(
+            np.split(grad, grad.shape[1] // rnn.hidden_size, axis=1)
+        )
+        (dx, _), grads["rnn"] = rnn.backward(
+            (None, _state(rnn, last)), cache[1]
+        )
         _, grads["embedding"] = self.parts["embedding"].backward(dx, cache[0])
         return None, self._join(grads)
 
@@ -90,17 +123,29 @@ class Decoder(Composite):
     - `rng`: a Generator or a seed for the first weights; `dtype`: float32 or float64.
     - Raises ValueError or TypeError on settings and arrays that do not fit.
     """
+
     takes_ids = True
 
-    def __init__(self, vocab: int, embedding_dim: int, hidden_size: int, context_size: int,
-                 cell: str = "gru", *, rng: np.random.Generator | int | None = None,
-                 dtype: DTypeLike = np.float32):
+    def __init__(
+        self,
+        vocab: int,
+        embedding_dim: int,
+        hidden_size: int,
+        context_size: int,
+        cell: str = "gru",
+        *,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
         own: dict[str, Any] = {"rng": check_rng(rng), "dtype": dtype}
         super().__init__(
             bridge=Linear(context_size, hidden_size, **own),
             embedding=Embedding(vocab, embedding_dim, 0, **own),
-            rnn=_recurrent(cell, embedding_dim + context_size, hidden_size, **own),
-            head=Linear(hidden_size, vocab, **own))
+            rnn=_recurrent(
+                cell, embedding_dim + context_size, hidden_size, **own
+            ),
+            head=Linear(hidden_size, vocab, **own),
+        )
 
     def first(self, context: np.ndarray) -> tuple[Any, Any]:
         "The state before the first step, as the recurrent layer has it, and a cache."
@@ -108,37 +153,49 @@ class Decoder(Composite):
         s = np.tanh(z)
         return _state(self.parts["rnn"], s[None]), (s, cache)
 
-    def forward(self, tgt: np.ndarray, context: np.ndarray,  # type: ignore[override]
-                state: Any = None) -> tuple[tuple[np.ndarray, Any], Any]:
+    def forward(
+        self,
+        tgt: np.ndarray,
+        context: np.ndarray,  # type: ignore[override]
+        state: Any = None,
+    ) -> tuple[tuple[np.ndarray, Any], Any]:
         """((logits (m, T, vocab), last state), cache) of `tgt` (m, T), `context` (m, .).
 
         - `state`: the one to begin from, without a way back; None: `first(context)`.
         """
         y, embedded = self.parts["embedding"].forward(tgt)
         if y.ndim != 3:
-            raise ValueError(f"tgt: expected shape (m, T), got {embedded.shape}")
+            raise ValueError(
+                f"tgt: expected shape (m, T), got {embedded.shape}"
+            )
         size = self.parts["bridge"].params["weight"].shape[1]
         check_array(context, (len(y), size), y.dtype, "context")
         state, begun = self.first(context) if state is None else (state, None)
         every = np.repeat(context[:, None], y.shape[1], axis=1)
         rnn: Any = self.parts["rnn"]
-        (s, last), cache = rnn.forward(np.concatenate([y, every], axis=2), state)
+        (s, last), cache = rnn.forward(
+            np.concatenate([y, every], axis=2), state
+        )
         logits, head = self.parts["head"].forward(s)
         return (logits, last), (embedded, begun, cache, head)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         "The gradients by the context and by `params`, from that by the logits."
         parts: dict[str, Any] = self.parts  # type: ignore[assignment]
         if cache[1] is None:
-            raise ValueError("cache: expected one of forward without a state, which it computes "
-                             "from the context")
+            raise ValueError(
+                "cache: expected one of forward without a state, which it computes "
+                "from the context"
+            )
         (embedded, (s, begun), cache, head), grads = cache, {}
         ds, grads["head"] = parts["head"].backward(grad, head)
         (dx, first), grads["rnn"] = parts["rnn"].backward((ds, None), cache)
         width = parts["embedding"].params["weight"].shape[1]
         _, grads["embedding"] = parts["embedding"].backward(
-            np.ascontiguousarray(dx[:, :, :width]), embedded)
+            np.ascontiguousarray(dx[:, :, :width]), embedded
+        )
         dz = _hidden(first)[0] * (1 - s**2)
         dc, grads["bridge"] = parts["bridge"].backward(dz, begun)
         return dc + dx[:, :, width:].sum(axis=1), self._join(grads)
@@ -156,22 +213,45 @@ class Seq2Seq(Composite):
     - Raises ValueError or TypeError on settings, tokens and masks that do not fit.
     - Source: Cho et al. (2014); Sutskever, Vinyals and Le (2014).
     """
+
     takes_ids = True
 
-    def __init__(self, src_vocab: int, tgt_vocab: int, embedding_dim: int = 64,
-                 hidden_size: int = 128, cell: str = "gru", bidirectional: bool = False, *,
-                 rng: np.random.Generator | int | None = None,
-                 dtype: DTypeLike = np.float32):
+    def __init__(
+        self,
+        src_vocab: int,
+        tgt_vocab: int,
+        embedding_dim: int = 64,
+        hidden_size: int = 128,
+        cell: str = "gru",
+        bidirectional: bool = False,
+        *,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
         own: dict[str, Any] = {"rng": check_rng(rng), "dtype": dtype}
-        self.src_vocab, self.tgt_vocab = check_count(src_vocab, "src_vocab"), check_count(
-            tgt_vocab, "tgt_vocab")
-        self.encoder = Encoder(src_vocab, embedding_dim, hidden_size, cell, bidirectional, **own)
-        self.decoder = Decoder(tgt_vocab, embedding_dim, hidden_size,
-                               hidden_size * (1 + bidirectional), cell, **own)
+        self.src_vocab, self.tgt_vocab = (
+            check_count(src_vocab, "src_vocab"),
+            check_count(tgt_vocab, "tgt_vocab"),
+        )
+        self.encoder = Encoder(
+            src_vocab, embedding_dim, hidden_size, cell, bidirectional, **own
+        )
+        self.decoder = Decoder(
+            tgt_vocab,
+            embedding_dim,
+            hidden_size,
+            hidden_size * (1 + bidirectional),
+            cell,
+            **own,
+        )
         super().__init__(encoder=self.encoder, decoder=self.decoder)
 
-    def forward(self, src: np.ndarray, tgt: np.ndarray,  # type: ignore[override]
-                src_mask: Any = None) -> tuple[np.ndarray, Any]:
+    def forward(
+        self,
+        src: np.ndarray,
+        tgt: np.ndarray,  # type: ignore[override]
+        src_mask: Any = None,
+    ) -> tuple[np.ndarray, Any]:
         """Logits (m, tgt_vocab, T) after each token of `tgt`, and the cache.
 
         - `src`: (m, S) tokens to read; `src_mask`: (m, S), True at real ones.
@@ -180,13 +260,16 @@ class Seq2Seq(Composite):
         src = check_tokens(src, "src", self.src_vocab)
         tgt = check_tokens(tgt, "tgt", self.tgt_vocab)
         if len(tgt) != len(src):
-            raise ValueError(f"tgt: expected {len(src)} rows, as src has, got {len(tgt)}")
+            raise ValueError(
+                f"tgt: expected {len(src)} rows, as src has, got {len(tgt)}"
+            )
         context, read = self.encoder.forward(src, self._mask(src_mask, src))
         (logits, _), written = self.decoder.forward(tgt, context)
         return logits.transpose(0, 2, 1), (read, written, logits.shape)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         "(None, the gradients by `params`): tokens have no slope."
         read, written, (m, t, v) = cache
         check_array(grad, (m, v, t), self.params["decoder.head.weight"].dtype)
@@ -196,9 +279,15 @@ class Seq2Seq(Composite):
         return None, self._join({"encoder": by_encoder, "decoder": by_decoder})
 
     def _mask(self, src_mask: Any, src: np.ndarray) -> np.ndarray | None:
-        return None if src_mask is None else check_mask(src_mask, "src_mask", src.shape)
+        return (
+            None
+            if src_mask is None
+            else check_mask(src_mask, "src_mask", src.shape)
+        )
 
-    def encode(self, src: np.ndarray, src_mask: Any = None) -> tuple[np.ndarray, ...]:
+    def encode(
+        self, src: np.ndarray, src_mask: Any = None
+    ) -> tuple[np.ndarray, ...]:
         """What the decoder begins with: the context and its first state.
 
         - `src`, `src_mask`: as for `forward`. Returns arrays (m, ...), a row a source.
@@ -207,8 +296,9 @@ class Seq2Seq(Composite):
         context = self.encoder(src, self._mask(src_mask, src))
         return context, *_by_row(self.decoder.first(context)[0])
 
-    def step(self, tokens: np.ndarray, state: tuple[np.ndarray, ...],
-             ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    def step(
+        self, tokens: np.ndarray, state: tuple[np.ndarray, ...]
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """Logits (m, tgt_vocab) after one more token each, and the next state.
 
         - `tokens`: (m,), those written last; `state`: from `encode` or the step before.
@@ -216,10 +306,14 @@ class Seq2Seq(Composite):
         rnn: Any = self.decoder.parts["rnn"]
         weight = self.decoder.parts["bridge"].params["weight"]
         kinds: list[Any] = [((n,), weight.dtype) for n in weight.shape[::-1]]
-        context, *own = check_state(state, kinds + kinds[1:] * isinstance(rnn, LSTM))
+        context, *own = check_state(
+            state, kinds + kinds[1:] * isinstance(rnn, LSTM)
+        )
         tokens = check_step_tokens(tokens, len(context), self.tgt_vocab)
         before = tuple(a[None] for a in own)
-        logits, last = self.decoder(tokens, context, before if len(before) > 1 else before[0])
+        logits, last = self.decoder(
+            tokens, context, before if len(before) > 1 else before[0]
+        )
         return logits[:, 0], (context, *_by_row(last))
 
     def __repr__(self) -> str:
@@ -231,13 +325,17 @@ class Seq2Seq(Composite):
 # %% ../nbs/encoder_decoder.ipynb #efa990d6
 def _by_row(state: Any) -> tuple[np.ndarray, ...]:
     "The arrays of a recurrent layer's state, a row for each example."
-    return tuple(a[0] for a in (state if isinstance(state, tuple) else (state,)))
+    return tuple(
+        a[0] for a in (state if isinstance(state, tuple) else (state,))
+    )
 
 # %% ../nbs/encoder_decoder.ipynb #b3d94f26
 def _logits(logits: np.ndarray) -> np.ndarray:
     "Logits (m, vocab), if all are numbers or -inf."
     if not (logits < np.inf).all():
-        raise ValueError("logits: expected finite numbers or -inf, got NaN or infinity")
+        raise ValueError(
+            "logits: expected finite numbers or -inf, got NaN or infinity"
+        )
     return logits
 
 
@@ -259,8 +357,15 @@ def greedy_step_kernel(logits, end, done, tokens, written):
         done[i] |= tokens[i] == end
 
 # %% ../nbs/encoder_decoder.ipynb #e2166d1d
-def greedy_decode(model: Any, src: np.ndarray, src_mask: Any = None, *,
-                  max_length: int = 64, start: int = 1, end: int = 2) -> np.ndarray:
+def greedy_decode(
+    model: Any,
+    src: np.ndarray,
+    src_mask: Any = None,
+    *,
+    max_length: int = 64,
+    start: int = 1,
+    end: int = 2,
+) -> np.ndarray:
     """The answers of `model` when it writes what is likeliest at each step.
 
     - Call `model.eval()` first: a new model is in training mode, also after `load`.
@@ -273,7 +378,10 @@ def greedy_decode(model: Any, src: np.ndarray, src_mask: Any = None, *,
       TypeError on other numbers.
     """
     start, end = check_count(start, "start", 0), check_count(end, "end", 0)
-    steps, state = check_count(max_length, "max_length"), model.encode(src, src_mask)
+    steps, state = (
+        check_count(max_length, "max_length"),
+        model.encode(src, src_mask),
+    )
     tokens, done = np.full(len(src), start), np.zeros(len(src), bool)
     written: list[np.ndarray] = []
     while len(written) < steps and not done.all():
@@ -285,7 +393,11 @@ def greedy_decode(model: Any, src: np.ndarray, src_mask: Any = None, *,
 # %% ../nbs/encoder_decoder.ipynb #8ef4ede3
 def _rows(state: Any, rows: np.ndarray) -> Any:
     "Those rows of all arrays in a state, which is an array or a tuple of states."
-    return tuple(_rows(a, rows) for a in state) if isinstance(state, tuple) else state[rows]
+    return (
+        tuple(_rows(a, rows) for a in state)
+        if isinstance(state, tuple)
+        else state[rows]
+    )
 
 # %% ../nbs/encoder_decoder.ipynb #4da3da21
 @compiled()
@@ -305,40 +417,67 @@ def top_kernel(rows, best):
 # %% ../nbs/encoder_decoder.ipynb #cc910028
 class _Beams:
     "The hypotheses of a beam search, `size` for each of `n` sources."
-    def __init__(self, n: int, size: int, most: int, alpha: float, early: bool):
+
+    def __init__(
+        self, n: int, size: int, most: int, alpha: float, early: bool
+    ):
         self.size, self.most, self.alpha, self.early = size, most, alpha, early
         self.scores = np.full((n, size), -np.inf)  # log-probabilities
-        self.scores[:, 0] = 0                      # at first there is but one
+        self.scores[:, 0] = 0  # at first there is but one
         self.written = np.zeros((n, size, 0), np.int64)
         self.best, self.finished = np.full(n, -np.inf), np.zeros(n, np.int64)
         self.outputs: list[list[int]] = [[] for _ in range(n)]
 
     def over(self) -> np.ndarray:
         "Which sources have none left that could still be best, or, if early, `size` finished."
-        hope = self.scores.max(axis=1) / self.most ** self.alpha
-        return (hope <= self.best) | (self.early & (self.finished >= self.size))
+        hope = self.scores.max(axis=1) / self.most**self.alpha
+        return (hope <= self.best) | (
+            self.early & (self.finished >= self.size)
+        )
 
-    def grow(self, logp: np.ndarray, end: int) -> tuple[np.ndarray, np.ndarray]:
+    def grow(
+        self, logp: np.ndarray, end: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         "Take the best continuations; returns from which they come, and their tokens."
         n, size, vocab = logp.shape
         total = (self.scores[:, :, None] + logp).reshape(n, -1)
-        order = np.empty((n, min(2 * size, total.shape[1])), np.int64)  # half may end
+        order = np.empty(
+            (n, min(2 * size, total.shape[1])), np.int64
+        )  # half may end
         top_kernel(total, order)
-        score, parent, token = np.take_along_axis(total, order, 1), order // vocab, order % vocab
+        score, parent, token = (
+            np.take_along_axis(total, order, 1),
+            order // vocab,
+            order % vocab,
+        )
         ended = (token == end) & (score > -np.inf)
         self._finish(score, parent, ended[:, :size], end)
         live = np.argsort(ended, axis=1, kind="stable")[:, :size]
-        self.scores, parent, token = (np.take_along_axis(a, live, 1)
-                                      for a in (score, parent, token))
-        self.written = np.concatenate([np.take_along_axis(self.written, parent[:, :, None], 1),
-                                       token[:, :, None]], axis=2)
+        self.scores, parent, token = (
+            np.take_along_axis(a, live, 1) for a in (score, parent, token)
+        )
+        self.written = np.concatenate(
+            [
+                np.take_along_axis(self.written, parent[:, :, None], 1),
+                token[:, :, None],
+            ],
+            axis=2,
+        )
         return parent, token
 
-    def _finish(self, score: np.ndarray, parent: np.ndarray, ended: np.ndarray, end: int) -> None:
+    def _finish(
+        self,
+        score: np.ndarray,
+        parent: np.ndarray,
+        ended: np.ndarray,
+        end: int,
+    ) -> None:
         "Keep the likeliest of those that end now, where it is the best so far."
         rows, j = np.arange(len(ended)), ended.argmax(axis=1)
         length = self.written.shape[2] + 1
-        own = np.where(ended[rows, j], score[rows, j] / length ** self.alpha, -np.inf)
+        own = np.where(
+            ended[rows, j], score[rows, j] / length**self.alpha, -np.inf
+        )
         for i in np.flatnonzero((own > self.best) & ~self.over()):
             self.best[i] = own[i]
             self.outputs[i] = [*self.written[i, parent[i, j[i]]].tolist(), end]
@@ -348,18 +487,28 @@ class _Beams:
         "The best finished ones, or where there are none, the best of the others."
         for i in np.flatnonzero(self.finished == 0):
             j, length = self.scores[i].argmax(), self.written.shape[2]
-            self.best[i] = self.scores[i, j] / length ** self.alpha
+            self.best[i] = self.scores[i, j] / length**self.alpha
             self.outputs[i] = self.written[i, j].tolist()
-        ids = np.zeros((len(self.outputs), max(map(len, self.outputs))), np.int64)
+        ids = np.zeros(
+            (len(self.outputs), max(map(len, self.outputs))), np.int64
+        )
         for row, output in zip(ids, self.outputs):
-            row[:len(output)] = output
+            row[: len(output)] = output
         return ids, self.best
 
 # %% ../nbs/encoder_decoder.ipynb #d343e886
-def beam_search(model: Any, src: np.ndarray, src_mask: Any = None, *, beam_size: int = 4,
-                max_length: int = 64, length_penalty: float = 0.0,
-                early_stopping: bool = True, start: int = 1,
-                end: int = 2) -> tuple[np.ndarray, np.ndarray]:
+def beam_search(
+    model: Any,
+    src: np.ndarray,
+    src_mask: Any = None,
+    *,
+    beam_size: int = 4,
+    max_length: int = 64,
+    length_penalty: float = 0.0,
+    early_stopping: bool = True,
+    start: int = 1,
+    end: int = 2,
+) -> tuple[np.ndarray, np.ndarray]:
     r"""The best answers found when the best beginnings are kept at each step.
 
     - `model`, `src`, `src_mask`, `max_length`, `start`, `end`: as for `greedy_decode`; call
@@ -377,15 +526,25 @@ def beam_search(model: Any, src: np.ndarray, src_mask: Any = None, *, beam_size:
       TypeError on other numbers.
     - Source: Graves (2012); Sutskever, Vinyals and Le (2014).
     """
-    size, most = check_count(beam_size, "beam_size"), check_count(max_length, "max_length")
+    size, most = (
+        check_count(beam_size, "beam_size"),
+        check_count(max_length, "max_length"),
+    )
     check_flag(early_stopping, "early_stopping")
-    alpha, end = check_real(length_penalty, "length_penalty"), check_count(end, "end", 0)
+    alpha, end = (
+        check_real(length_penalty, "length_penalty"),
+        check_count(end, "end", 0),
+    )
     n, state = len(src), model.encode(src, src_mask)
     beams = _Beams(n, size, most, alpha, bool(early_stopping))
     tokens = np.full((n, size), check_count(start, "start", 0))
     state = _rows(state, np.repeat(np.arange(n), size))
     while beams.written.shape[2] < most and not beams.over().all():
         logits, state = model.step(tokens.reshape(-1), state)
-        parent, tokens = beams.grow(_log_p(_logits(logits)).reshape(n, size, -1), end)
-        state = _rows(state, (parent + size * np.arange(n)[:, None]).reshape(-1))
+        parent, tokens = beams.grow(
+            _log_p(_logits(logits)).reshape(n, size, -1), end
+        )
+        state = _rows(
+            state, (parent + size * np.arange(n)[:, None]).reshape(-1)
+        )
     return beams.result()

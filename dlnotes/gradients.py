@@ -13,11 +13,22 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .core.arguments import check_array, check_count, check_flag
-from .core.arguments import check_float_dtype, check_input, check_real, check_rng
+from dlnotes.core.arguments import (
+    check_float_dtype,
+    check_input,
+    check_real,
+    check_rng,
+)
 from .core.execution import compiled
 from .core.layers import Layer
-from .kernels.normalization import tuned_batch_norm, tuned_batch_norm_backward
-from .kernels.normalization import tuned_layer_norm, tuned_layer_norm_backward
+from dlnotes.kernels.normalization import (
+    tuned_batch_norm,
+    tuned_batch_norm_backward,
+)
+from dlnotes.kernels.normalization import (
+    tuned_layer_norm,
+    tuned_layer_norm_backward,
+)
 
 # %% auto #0
 __all__ = ['xavier_normal', 'xavier_uniform', 'kaiming_normal', 'kaiming_uniform', 'orthogonal', 'batch_norm_kernel',
@@ -32,18 +43,27 @@ def _fans(shape: Sequence[int]) -> tuple[int, int]:
     return inputs * math.prod(kernel), out * math.prod(kernel)
 
 # %% ../nbs/gradients.ipynb #96e27a33
-def _drawn(shape: Sequence[int], std: float, even: bool, rng: Any,
-           dtype: DTypeLike) -> np.ndarray:
+def _drawn(
+    shape: Sequence[int], std: float, even: bool, rng: Any, dtype: DTypeLike
+) -> np.ndarray:
     "An array of mean 0 and standard deviation `std`, normal or even."
     check_float_dtype(dtype)
     draw, width = check_rng(rng), math.sqrt(3) * std
-    a = draw.uniform(-width, width, shape) if even else draw.normal(0, std, shape)
+    a = (
+        draw.uniform(-width, width, shape)
+        if even
+        else draw.normal(0, std, shape)
+    )
     return a.astype(dtype)
 
 # %% ../nbs/gradients.ipynb #fdd481a9
-def xavier_normal(shape: Sequence[int], gain: float = 1.0, *,
-                  rng: np.random.Generator | int | None = None,
-                  dtype: DTypeLike = np.float32) -> np.ndarray:
+def xavier_normal(
+    shape: Sequence[int],
+    gain: float = 1.0,
+    *,
+    rng: np.random.Generator | int | None = None,
+    dtype: DTypeLike = np.float32,
+) -> np.ndarray:
     r"""Normal first weights of variance $2\,\text{gain}^2 / (n_\text{in} + n_\text{out})$.
 
     - `shape`: (out, in), or (out, in, height, width) of a convolution, whose $n_\text{in}$
@@ -55,9 +75,13 @@ def xavier_normal(shape: Sequence[int], gain: float = 1.0, *,
     return _xavier(shape, gain, False, rng, dtype)
 
 # %% ../nbs/gradients.ipynb #f1819283
-def xavier_uniform(shape: Sequence[int], gain: float = 1.0, *,
-                   rng: np.random.Generator | int | None = None,
-                   dtype: DTypeLike = np.float32) -> np.ndarray:
+def xavier_uniform(
+    shape: Sequence[int],
+    gain: float = 1.0,
+    *,
+    rng: np.random.Generator | int | None = None,
+    dtype: DTypeLike = np.float32,
+) -> np.ndarray:
     "As `xavier_normal`, with the same variance, from an even distribution."
     return _xavier(shape, gain, True, rng, dtype)
 
@@ -67,10 +91,15 @@ def _xavier(shape, gain, even, rng, dtype):
     return _drawn(shape, std, even, rng, dtype)
 
 # %% ../nbs/gradients.ipynb #bd83166f
-def kaiming_normal(shape: Sequence[int], a: float = 0.0, mode: str = "fan_in",
-                   nonlinearity: str = "leaky_relu", *,
-                   rng: np.random.Generator | int | None = None,
-                   dtype: DTypeLike = np.float32) -> np.ndarray:
+def kaiming_normal(
+    shape: Sequence[int],
+    a: float = 0.0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    *,
+    rng: np.random.Generator | int | None = None,
+    dtype: DTypeLike = np.float32,
+) -> np.ndarray:
     r"""Normal first weights of variance $\text{gain}^2 / n$.
 
     - `shape`, `rng`, `dtype`, errors: as for `xavier_normal`.
@@ -82,27 +111,48 @@ def kaiming_normal(shape: Sequence[int], a: float = 0.0, mode: str = "fan_in",
     return _kaiming(shape, a, mode, nonlinearity, False, rng, dtype)
 
 # %% ../nbs/gradients.ipynb #d868d1e2
-def kaiming_uniform(shape: Sequence[int], a: float = 0.0, mode: str = "fan_in",
-                    nonlinearity: str = "leaky_relu", *,
-                    rng: np.random.Generator | int | None = None,
-                    dtype: DTypeLike = np.float32) -> np.ndarray:
+def kaiming_uniform(
+    shape: Sequence[int],
+    a: float = 0.0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    *,
+    rng: np.random.Generator | int | None = None,
+    dtype: DTypeLike = np.float32,
+) -> np.ndarray:
     "As `kaiming_normal`, with the same variance, from an even distribution."
     return _kaiming(shape, a, mode, nonlinearity, True, rng, dtype)
 
 
 def _kaiming(shape, a, mode, nonlinearity, even, rng, dtype):
     fans = dict(zip(("fan_in", "fan_out"), _fans(shape)))
-    gains = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2),
-             "leaky_relu": math.sqrt(2 / (1 + check_real(a, "a", -1e15)**2))}
-    for value, name, known in ((mode, "mode", fans), (nonlinearity, "nonlinearity", gains)):
+    gains = {
+        "linear": 1.0,
+        "sigmoid": 1.0,
+        "tanh": 5 / 3,
+        "relu": math.sqrt(2),
+        "leaky_relu": math.sqrt(2 / (1 + check_real(a, "a", -1e15) ** 2)),
+    }
+    for value, name, known in (
+        (mode, "mode", fans),
+        (nonlinearity, "nonlinearity", gains),
+    ):
         if not isinstance(value, str) or value not in known:
-            raise ValueError(f"{name}: expected one of {list(known)}, got {value!r}")
-    return _drawn(shape, gains[nonlinearity] / math.sqrt(fans[mode]), even, rng, dtype)
+            raise ValueError(
+                f"{name}: expected one of {list(known)}, got {value!r}"
+            )
+    return _drawn(
+        shape, gains[nonlinearity] / math.sqrt(fans[mode]), even, rng, dtype
+    )
 
 # %% ../nbs/gradients.ipynb #9f9954a1
-def orthogonal(shape: Sequence[int], gain: float = 1.0, *,
-               rng: np.random.Generator | int | None = None,
-               dtype: DTypeLike = np.float32) -> np.ndarray:
+def orthogonal(
+    shape: Sequence[int],
+    gain: float = 1.0,
+    *,
+    rng: np.random.Generator | int | None = None,
+    dtype: DTypeLike = np.float32,
+) -> np.ndarray:
     r"""First weights whose rows (or columns, if these are fewer) are orthogonal.
 
     - `shape`, `rng`, `dtype`, errors: as for `xavier_normal`; axes after the first count as
@@ -115,7 +165,11 @@ def orthogonal(shape: Sequence[int], gain: float = 1.0, *,
     check_float_dtype(dtype)
     q, r = np.linalg.qr(normal)
     q *= gain * np.copysign(1, r.diagonal())  # so that each is as likely
-    return (q if size[0] >= size[1] else q.T).reshape(shape).astype(dtype, order="C")
+    return (
+        (q if size[0] >= size[1] else q.T)
+        .reshape(shape)
+        .astype(dtype, order="C")
+    )
 
 # %% ../nbs/gradients.ipynb #454bd1d7
 @compiled()
@@ -124,7 +178,7 @@ def batch_norm_kernel(x, gamma, beta, eps, y, mean, rstd):
     m, n = x.shape
     for j in range(n):
         mean[j] = x[:, j].sum() / m
-        var = ((x[:, j] - mean[j])**2).sum() / m
+        var = ((x[:, j] - mean[j]) ** 2).sum() / m
         rstd[j] = 1 / np.sqrt(var + eps)
         for i in range(m):
             y[i, j] = gamma[j] * (x[i, j] - mean[j]) * rstd[j] + beta[j]
@@ -141,8 +195,11 @@ def batch_norm_backward_kernel(grad, x, gamma, mean, rstd, dx, dgamma, dbeta):
             dgamma[j] += grad[i, j] * (x[i, j] - mean[j]) * rstd[j]
         for i in range(m):
             normed = (x[i, j] - mean[j]) * rstd[j]
-            dx[i, j] = gamma[j] * rstd[j] * (
-                grad[i, j] - dbeta[j] / m - normed * dgamma[j] / m)
+            dx[i, j] = (
+                gamma[j]
+                * rstd[j]
+                * (grad[i, j] - dbeta[j] / m - normed * dgamma[j] / m)
+            )
 
 # %% ../nbs/gradients.ipynb #b2378316
 @compiled()
@@ -169,9 +226,17 @@ class BatchNorm(Layer):
     - Raises TypeError or ValueError on settings and inputs that do not fit.
     - Source: Ioffe and Szegedy (2015); PyTorch's `BatchNorm1d`, `BatchNorm2d`.
     """
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
-                 affine: bool = True, track_running_stats: bool = True, *,
-                 dtype: DTypeLike = np.float32):
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+    ):
         super().__init__()
         self.num_features = check_count(num_features, "num_features")
         self.eps = check_real(eps, "eps")
@@ -180,9 +245,16 @@ class BatchNorm(Layer):
             self.momentum = check_real(momentum, "momentum", 0, 1 + 1e-9)
         check_float_dtype(dtype)
         one = np.ones(num_features, dtype)
-        self.params = {"weight": one, "bias": 0 * one} if check_flag(affine, "affine") else {}
-        self.buffers = {"running_mean": 0 * one, "running_var": one.copy(),
-                        "num_batches_tracked": np.zeros((), np.int64)}
+        self.params = (
+            {"weight": one, "bias": 0 * one}
+            if check_flag(affine, "affine")
+            else {}
+        )
+        self.buffers = {
+            "running_mean": 0 * one,
+            "running_var": one.copy(),
+            "num_batches_tracked": np.zeros((), np.int64),
+        }
         if not check_flag(track_running_stats, "track_running_stats"):
             self.buffers = {}
 
@@ -199,30 +271,45 @@ class BatchNorm(Layer):
             self._follow(stats, x.size // self.num_features, x.dtype)
         return y, (x, stats, of_batch)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         x, stats, of_batch = cache
         check_array(grad, x.shape, x.dtype)
         scale = self._affine(x)[0]
-        grad_x, (bias, weight) = tuned_batch_norm_backward(grad, x, scale, stats, of_batch)
+        grad_x, (bias, weight) = tuned_batch_norm_backward(
+            grad, x, scale, stats, of_batch
+        )
         grads = {"weight": weight, "bias": bias}
         return grad_x, {name: grads[name] for name in self.params}
 
     def _affine(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         plain = {"weight": np.ones, "bias": np.zeros}
-        weight, bias = (self.params[name] if name in self.params else f(x.shape[1], x.dtype)
-                        for name, f in plain.items())
-        return (check_array(weight, x.shape[1:2], x.dtype, "weight"),
-                check_array(bias, x.shape[1:2], x.dtype, "bias"))
+        weight, bias = (
+            self.params[name]
+            if name in self.params
+            else f(x.shape[1], x.dtype)
+            for name, f in plain.items()
+        )
+        return (
+            check_array(weight, x.shape[1:2], x.dtype, "weight"),
+            check_array(bias, x.shape[1:2], x.dtype, "bias"),
+        )
 
     def _checked(self, x: np.ndarray) -> np.ndarray:
-        x = check_input(x, like=self.params.get("weight", self.buffers.get("running_mean")))
+        x = check_input(
+            x, like=self.params.get("weight", self.buffers.get("running_mean"))
+        )
         if x.ndim < 2 or x.shape[1] != self.num_features or x.size == 0:
-            raise ValueError(f"x: expected shape (m, {self.num_features}, ...), none of "
-                             f"length 0, got {x.shape}")
+            raise ValueError(
+                f"x: expected shape (m, {self.num_features}, ...), none of "
+                f"length 0, got {x.shape}"
+            )
         if x.size == self.num_features and (self.training or not self.buffers):
-            raise ValueError("x: expected more than one number a channel in training, "
-                             f"got shape {x.shape}")
+            raise ValueError(
+                "x: expected more than one number a channel in training, "
+                f"got shape {x.shape}"
+            )
         return x
 
     def _follow(self, stats: np.ndarray, n: int, dtype: np.dtype) -> None:
@@ -231,8 +318,10 @@ class BatchNorm(Layer):
         share = self.momentum
         if share is None:
             share = 1 / int(self.buffers["num_batches_tracked"])
-        mean, var = (check_array(self.buffers[name], stats.shape[1:], dtype, name)
-                     for name in ("running_mean", "running_var"))
+        mean, var = (
+            check_array(self.buffers[name], stats.shape[1:], dtype, name)
+            for name in ("running_mean", "running_var")
+        )
         _follow(mean, var, stats, share, n / (n - 1))
 
     def __repr__(self) -> str:
@@ -245,7 +334,7 @@ def layer_norm_kernel(x, gamma, beta, eps, y, mean, rstd):
     m, n = x.shape
     for i in range(m):
         mean[i] = x[i].sum() / n
-        rstd[i] = 1 / np.sqrt(((x[i] - mean[i])**2).sum() / n + eps)
+        rstd[i] = 1 / np.sqrt(((x[i] - mean[i]) ** 2).sum() / n + eps)
         for j in range(n):
             y[i, j] = gamma[j] * (x[i, j] - mean[i]) * rstd[i] + beta[j]
 
@@ -259,7 +348,9 @@ def layer_norm_backward_kernel(grad, x, gamma, mean, rstd, dx, dgamma, dbeta):
         normed, by_normed = (x[i] - mean[i]) * rstd[i], grad[i] * gamma
         total, products = by_normed.sum(), (by_normed * normed).sum()
         for j in range(n):
-            dx[i, j] = rstd[i] * (by_normed[j] - total / n - normed[j] * products / n)
+            dx[i, j] = rstd[i] * (
+                by_normed[j] - total / n - normed[j] * products / n
+            )
             dgamma[j] += grad[i, j] * normed[j]
             dbeta[j] += grad[i, j]
 
@@ -272,15 +363,29 @@ class LayerNorm(Layer):
     - Raises TypeError or ValueError on settings and inputs that do not fit.
     - Source: Ba, Kiros and Hinton (2016); PyTorch's `LayerNorm`.
     """
-    def __init__(self, normalized_shape: int | Sequence[int], eps: float = 1e-5,
-                 elementwise_affine: bool = True, bias: bool = True, *,
-                 dtype: DTypeLike = np.float32):
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+    ):
         super().__init__()
-        shape = normalized_shape if isinstance(normalized_shape, (tuple, list)) else (
-            normalized_shape,)
-        self.normalized_shape = tuple(check_count(n, "normalized_shape") for n in shape)
+        shape = (
+            normalized_shape
+            if isinstance(normalized_shape, (tuple, list))
+            else (normalized_shape,)
+        )
+        self.normalized_shape = tuple(
+            check_count(n, "normalized_shape") for n in shape
+        )
         if not shape:
-            raise ValueError("normalized_shape: expected at least one axis, got none")
+            raise ValueError(
+                "normalized_shape: expected at least one axis, got none"
+            )
         self.eps = check_real(eps, "eps")
         check_float_dtype(dtype)
         one = np.ones(self.normalized_shape, dtype)
@@ -292,30 +397,43 @@ class LayerNorm(Layer):
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         x = check_input(x, like=self.params.get("weight"))
         n = len(self.normalized_shape)
-        if n > x.ndim or x.shape[x.ndim - n:] != self.normalized_shape:
+        if n > x.ndim or x.shape[x.ndim - n :] != self.normalized_shape:
             wanted = ", ".join(map(str, ("...", *self.normalized_shape)))
             raise ValueError(f"x: expected shape ({wanted}), got {x.shape}")
-        rows = np.ascontiguousarray(x).reshape(-1, math.prod(self.normalized_shape))
+        rows = np.ascontiguousarray(x).reshape(
+            -1, math.prod(self.normalized_shape)
+        )
         y, stats = tuned_layer_norm(rows, *self._affine(rows), self.eps)
         return y.reshape(x.shape), (rows, stats, x.shape)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         rows, stats, shape = cache
         check_array(grad, shape, rows.dtype)
         flat = np.ascontiguousarray(grad).reshape(rows.shape)
-        grad_x, sums = tuned_layer_norm_backward(flat, rows, self._affine(rows)[0], stats)
+        grad_x, sums = tuned_layer_norm_backward(
+            flat, rows, self._affine(rows)[0], stats
+        )
         bias, weight = sums.reshape(2, *self.normalized_shape)
         grads = {"weight": weight, "bias": bias}
-        return grad_x.reshape(shape), {name: grads[name] for name in self.params}
+        return grad_x.reshape(shape), {
+            name: grads[name] for name in self.params
+        }
 
     def _affine(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Weight and bias as rows, also where there are none."
         plain = {"weight": np.ones, "bias": np.zeros}
-        rows = [self.params[name].ravel() if name in self.params
-                else f(x.shape[1], x.dtype) for name, f in plain.items()]
-        return (check_array(rows[0], x.shape[1:], x.dtype, "weight"),
-                check_array(rows[1], x.shape[1:], x.dtype, "bias"))
+        rows = [
+            self.params[name].ravel()
+            if name in self.params
+            else f(x.shape[1], x.dtype)
+            for name, f in plain.items()
+        ]
+        return (
+            check_array(rows[0], x.shape[1:], x.dtype, "weight"),
+            check_array(rows[1], x.shape[1:], x.dtype, "bias"),
+        )
 
     def __repr__(self) -> str:
         return f"LayerNorm({self.normalized_shape})"

@@ -41,7 +41,10 @@ def lstm_step_backward_kernel(grad_h, grad_c, c_before, gates, c, g_z):
             g, o = gates[n, 2 * d + j], gates[n, 3 * d + j]
             squashed = np.tanh(c[n, j])
             g_c = grad_c[n, j] + grad_h[n, j] * o * (1 - squashed**2)
-            g_z[n, j], g_z[n, d + j] = g_c * g * i * (1 - i), g_c * c_before[n, j] * f * (1 - f)
+            g_z[n, j], g_z[n, d + j] = (
+                g_c * g * i * (1 - i),
+                g_c * c_before[n, j] * f * (1 - f),
+            )
             g_z[n, 2 * d + j] = g_c * i * (1 - g**2)
             g_z[n, 3 * d + j] = grad_h[n, j] * squashed * o * (1 - o)
             grad_c[n, j] = g_c * f
@@ -69,7 +72,9 @@ def gru_step_backward_kernel(grad_h, p, h_before, gates, g_a, g_p):
             r, u, n = gates[k, j], gates[k, d + j], gates[k, 2 * d + j]
             g_n = grad_h[k, j] * (1 - u) * (1 - n**2)
             g_a[k, j] = g_p[k, j] = g_n * p[k, 2 * d + j] * r * (1 - r)
-            g_a[k, d + j] = g_p[k, d + j] = grad_h[k, j] * (h_before[k, j] - n) * u * (1 - u)
+            g_a[k, d + j] = g_p[k, d + j] = (
+                grad_h[k, j] * (h_before[k, j] - n) * u * (1 - u)
+            )
             g_a[k, 2 * d + j], g_p[k, 2 * d + j] = g_n, g_n * r
             grad_h[k, j] *= u
 
@@ -82,12 +87,30 @@ class LSTM(Recurrent):
     - Source: Hochreiter and Schmidhuber (1997); Gers et al. (2000); PyTorch's `LSTM`, with
       the batch first.
     """
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1,
-                 bias: bool = True, dropout: float = 0.0, bidirectional: bool = False, *,
-                 rng: np.random.Generator | int | None = None,
-                 dtype: DTypeLike = np.float32):
-        super().__init__("lstm", input_size, hidden_size, num_layers, bias, dropout,
-                         bidirectional, rng=rng, dtype=dtype)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
+        super().__init__(
+            "lstm",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            dropout,
+            bidirectional,
+            rng=rng,
+            dtype=dtype,
+        )
 
 # %% ../nbs/lstm.ipynb #9b3ba728
 class GRU(Recurrent):
@@ -97,16 +120,38 @@ class GRU(Recurrent):
       product with `weight_hh`. The rest as for `Recurrent`.
     - Source: Cho et al. (2014); PyTorch's `GRU`, with the batch first.
     """
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1,
-                 bias: bool = True, dropout: float = 0.0, bidirectional: bool = False, *,
-                 rng: np.random.Generator | int | None = None,
-                 dtype: DTypeLike = np.float32):
-        super().__init__("gru", input_size, hidden_size, num_layers, bias, dropout,
-                         bidirectional, rng=rng, dtype=dtype)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
+        super().__init__(
+            "gru",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            dropout,
+            bidirectional,
+            rng=rng,
+            dtype=dtype,
+        )
 
 # %% ../nbs/lstm.ipynb #49064fbc
-def chrono_init(layer: LSTM | GRU, max_steps: int, *,
-                rng: np.random.Generator | int | None = None) -> None:
+def chrono_init(
+    layer: LSTM | GRU,
+    max_steps: int,
+    *,
+    rng: np.random.Generator | int | None = None,
+) -> None:
     r"""Let the units of an LSTM or GRU begin by remembering, for 2 to `max_steps` steps.
 
     - Changes the biases of its forget and input gates, or of its update gate: the former to
@@ -123,7 +168,9 @@ def chrono_init(layer: LSTM | GRU, max_steps: int, *,
     max_steps = check_count(max_steps, "max_steps", 2)
     for name, bias in layer.params.items():
         if name.startswith("bias"):
-            keep = np.log(rng.uniform(2, max_steps, d) - 1) * name.startswith("bias_ih")
-            bias[d:2 * d] = keep
+            keep = np.log(rng.uniform(2, max_steps, d) - 1) * name.startswith(
+                "bias_ih"
+            )
+            bias[d : 2 * d] = keep
             if isinstance(layer, LSTM):
                 bias[:d] = -keep

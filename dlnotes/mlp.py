@@ -10,17 +10,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .core.arguments import as_float, as_labels, check_array, check_count
+from dlnotes.core.arguments import (
+    as_float,
+    as_labels,
+    check_array,
+    check_count,
+)
 from .core.arguments import check_input, check_real, check_reduction
 from .core.execution import apply_elementwise, compiled, parallel_for
 from .core.layers import Layer, Loss, uniform_parameters
-from .kernels.elementary import BLOCK, LANES, broadcast, fast_erf, fast_exp
+from dlnotes.kernels.elementary import (
+    BLOCK,
+    LANES,
+    broadcast,
+    fast_erf,
+    fast_exp,
+)
 from .kernels.elementary import fast_log1p, fast_sigmoid, fast_tanh
-from .kernels.elementary import horizontal_sum, load_vector, store_vector
+from dlnotes.kernels.elementary import (
+    horizontal_sum,
+    load_vector,
+    store_vector,
+)
 from .kernels.elementary import to_float64
 from .kernels.softmax import apply_to_rows, cross_entropy_kernel
 from .kernels.softmax import log_softmax_grad_kernel, log_softmax_kernel
-from .kernels.softmax import row_maxima, smooth_kernel, softmax_grad_kernel
+from dlnotes.kernels.softmax import (
+    row_maxima,
+    smooth_kernel,
+    softmax_grad_kernel,
+)
 from .kernels.softmax import softmax_kernel
 
 # %% auto #0
@@ -74,14 +93,22 @@ def relu_grad_kernel(y, grad, out):
 # %% ../nbs/mlp.ipynb #56cf51ff
 @compiled()
 def gelu_kernel(x, y):
-    half, one, root = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(0.5**0.5)
+    half, one, root = (
+        x.dtype.type(0.5),
+        x.dtype.type(1),
+        x.dtype.type(0.5**0.5),
+    )
     for i in range(x.size):
         y[i] = half * x[i] * (one + fast_erf(root * x[i]))
 
 
 @compiled()
 def _gelu_grad(x, grad, out):
-    half, one, root = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(0.5**0.5)
+    half, one, root = (
+        x.dtype.type(0.5),
+        x.dtype.type(1),
+        x.dtype.type(0.5**0.5),
+    )
     top = x.dtype.type((2 * np.pi) ** -0.5)
     for i in range(x.size):
         share = half * (one + fast_erf(root * x[i]))
@@ -105,16 +132,23 @@ def _gelu_tanh_grad(x, grad, out):
         square = cubic * x[i] * x[i]
         t = fast_tanh(k * x[i] * (one + square))
         bend = half * x[i] * (one - t * t) * k * (one + three * square)
-        bend = bend if abs(t) < one else x.dtype.type(0)  # `square` may be infinite there
+        bend = (
+            bend if abs(t) < one else x.dtype.type(0)
+        )  # `square` may be infinite there
         out[i] = grad[i] * (half * (one + t) + bend)
 
 # %% ../nbs/mlp.ipynb #e124ed97
-_GELU = {"none": (gelu_kernel, _gelu_grad), "tanh": (_gelu_tanh_kernel, _gelu_tanh_grad)}
+_GELU = {
+    "none": (gelu_kernel, _gelu_grad),
+    "tanh": (_gelu_tanh_kernel, _gelu_tanh_grad),
+}
 
 
 def _gelu_kernels(approximate: str) -> tuple[Any, Any]:
     if approximate not in ("none", "tanh"):
-        raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
+        raise ValueError(
+            f"approximate: expected 'none' or 'tanh', got {approximate!r}"
+        )
     return _GELU[approximate]
 
 # %% ../nbs/mlp.ipynb #a253aa67
@@ -139,9 +173,13 @@ def sigmoid_backward(grad: ArrayLike, y: ArrayLike) -> np.ndarray:
 
 # %% ../nbs/mlp.ipynb #59d9c017
 #| code-fold: true
-def _backward(kernel: Any, grad: ArrayLike, y: ArrayLike, name: str) -> np.ndarray:
+def _backward(
+    kernel: Any, grad: ArrayLike, y: ArrayLike, name: str
+) -> np.ndarray:
     y = as_float(y, name)
-    return apply_elementwise(kernel, y, as_float(grad, "grad", y.shape, y.dtype))
+    return apply_elementwise(
+        kernel, y, as_float(grad, "grad", y.shape, y.dtype)
+    )
 
 # %% ../nbs/mlp.ipynb #9aac0cdb
 #| code-fold: true
@@ -183,8 +221,9 @@ def gelu(x: ArrayLike, approximate: str = "none") -> np.ndarray:
 
 # %% ../nbs/mlp.ipynb #9ccfea19
 #| code-fold: true
-def gelu_backward(grad: ArrayLike, x: ArrayLike,
-                  approximate: str = "none") -> np.ndarray:
+def gelu_backward(
+    grad: ArrayLike, x: ArrayLike, approximate: str = "none"
+) -> np.ndarray:
     """Gradient by the argument `x` of `gelu`, from that by its answer.
 
     - `grad`: the shape of `x`. Errors as for `sigmoid_backward` and `gelu`.
@@ -261,13 +300,17 @@ def softmax(x: ArrayLike, dim: int = -1) -> np.ndarray:
 
 # %% ../nbs/mlp.ipynb #475b6482
 #| code-fold: true
-def softmax_backward(grad: ArrayLike, y: ArrayLike, dim: int = -1) -> np.ndarray:
+def softmax_backward(
+    grad: ArrayLike, y: ArrayLike, dim: int = -1
+) -> np.ndarray:
     """Gradient by the argument of `softmax`, from that by its answer `y`.
 
     - `grad`: the shape of `y`. Errors as for `softmax`, and ValueError on a wrong shape.
     """
     y = as_float(y, "y")
-    return apply_to_rows(softmax_grad_kernel, y, dim, as_float(grad, "grad", y.shape, y.dtype))
+    return apply_to_rows(
+        softmax_grad_kernel, y, dim, as_float(grad, "grad", y.shape, y.dtype)
+    )
 
 # %% ../nbs/mlp.ipynb #a2da95ba
 #| code-fold: true
@@ -277,13 +320,20 @@ def log_softmax(x: ArrayLike, dim: int = -1) -> np.ndarray:
 
 # %% ../nbs/mlp.ipynb #22d24f29
 #| code-fold: true
-def log_softmax_backward(grad: ArrayLike, y: ArrayLike, dim: int = -1) -> np.ndarray:
+def log_softmax_backward(
+    grad: ArrayLike, y: ArrayLike, dim: int = -1
+) -> np.ndarray:
     """Gradient by the argument of `log_softmax`, from its answer `y`.
 
     - Arguments and errors as for `softmax_backward`.
     """
     y = as_float(y, "y")
-    return apply_to_rows(log_softmax_grad_kernel, y, dim, as_float(grad, "grad", y.shape, y.dtype))
+    return apply_to_rows(
+        log_softmax_grad_kernel,
+        y,
+        dim,
+        as_float(grad, "grad", y.shape, y.dtype),
+    )
 
 # %% ../nbs/mlp.ipynb #b3e79682
 @compiled()
@@ -298,7 +348,7 @@ def bce_kernel(z, y, scale, grad):
             p = (one if z[i] >= 0 else e) / (one + e)
             grad[i] = scale * (p - y[i])
             losses[i - start] = max(z[i], zero) - z[i] * y[i] + fast_log1p(e)
-        part = losses[:end - start]
+        part = losses[: end - start]
         for i in range(0, part.size, LANES):
             sums = sums + to_float64(load_vector(part, i, zero))
     return horizontal_sum(sums)
@@ -307,7 +357,11 @@ def bce_kernel(z, y, scale, grad):
 @compiled()
 def mse_kernel(x, y, scale, grad):
     "The sum of the squared differences; `grad` becomes `scale` times their slopes."
-    zero, sums, factor = x.dtype.type(0), broadcast(0.0), broadcast(scale * x.dtype.type(2))
+    zero, sums, factor = (
+        x.dtype.type(0),
+        broadcast(0.0),
+        broadcast(scale * x.dtype.type(2)),
+    )
     for i in range(0, x.size, LANES):
         difference = load_vector(x, i, zero) - load_vector(y, i, zero)
         store_vector(grad, i, factor * difference)
@@ -320,19 +374,24 @@ def _divisor(output: np.ndarray, n: int, reduction: str) -> int:
     "What the sum of the losses is divided by."
     check_reduction(reduction)
     if output.size == 0:
-        raise ValueError(f"output: expected at least one entry, got shape {output.shape}")
+        raise ValueError(
+            f"output: expected at least one entry, got shape {output.shape}"
+        )
     return n if reduction == "mean" else 1
 
 # %% ../nbs/mlp.ipynb #6e408d98
 #| code-fold: true
-def _pointwise(kernel: Any, output: np.ndarray, target: Any,
-               reduction: str) -> tuple[float, np.ndarray]:
+def _pointwise(
+    kernel: Any, output: np.ndarray, target: Any, reduction: str
+) -> tuple[float, np.ndarray]:
     "Loss and slope where `target` has the shape of `output`."
     n = _divisor(output, output.size, reduction)
     if type(target) is not np.ndarray or target.dtype != output.dtype:
         target = as_float(target, "target", dtype=output.dtype)
     if target.shape != output.shape:
-        raise ValueError(f"target: expected shape {output.shape}, got {target.shape}")
+        raise ValueError(
+            f"target: expected shape {output.shape}, got {target.shape}"
+        )
     grad = np.empty(output.shape, output.dtype)
     flat = (np.ascontiguousarray(a).reshape(-1) for a in (output, target))
     total = kernel(*flat, output.dtype.type(1 / n), grad.reshape(-1))
@@ -340,8 +399,13 @@ def _pointwise(kernel: Any, output: np.ndarray, target: Any,
 
 # %% ../nbs/mlp.ipynb #ad54fcfa
 #| code-fold: true
-def _class_numbers(target: Any, shape: tuple[int, ...], n_classes: int,
-                   ignore_index: int = -100, name: str = "target") -> np.ndarray:
+def _class_numbers(
+    target: Any,
+    shape: tuple[int, ...],
+    n_classes: int,
+    ignore_index: int = -100,
+    name: str = "target",
+) -> np.ndarray:
     "Targets of the given shape, as flat int64 to `n_classes` - 1; -1: to be ignored."
     if type(target) is not np.ndarray or target.dtype.kind not in "iu":
         target = as_float(target, name)
@@ -350,24 +414,34 @@ def _class_numbers(target: Any, shape: tuple[int, ...], n_classes: int,
     target = target.reshape(-1)
     if target.dtype.kind in "iu":
         target = target.astype(np.int64, copy=False)
-        unusual = target.view(np.uint64).max(initial=0) >= n_classes  # or negative
+        unusual = (
+            target.view(np.uint64).max(initial=0) >= n_classes
+        )  # or negative
         if not unusual and not 0 <= ignore_index < n_classes:
             return target
     ignored = target == ignore_index
     target = as_labels(np.where(ignored, 0, target), name, None, n_classes)
     if ignored.all() and target.size:
-        raise ValueError(f"{name}: expected one that is not to be ignored, got "
-                         f"{ignore_index} only")
+        raise ValueError(
+            f"{name}: expected one that is not to be ignored, got "
+            f"{ignore_index} only"
+        )
     return np.where(ignored, -1, target)
 
 # %% ../nbs/mlp.ipynb #7988e3d3
 #| code-fold: true
-def _cross_entropy(output: np.ndarray, target: Any, reduction: str,
-                   ignore_index: int = -100, smoothing: float = 0.0,
-                   ) -> tuple[float, np.ndarray]:
+def _cross_entropy(
+    output: np.ndarray,
+    target: Any,
+    reduction: str,
+    ignore_index: int = -100,
+    smoothing: float = 0.0,
+) -> tuple[float, np.ndarray]:
     "Loss and slope of `output` (N, C, ...) for class numbers (N, ...)."
     if output.ndim < 2:
-        raise ValueError(f"output: expected shape (N, C, ...), got {output.shape}")
+        raise ValueError(
+            f"output: expected shape (N, C, ...), got {output.shape}"
+        )
     _divisor(output, 1, reduction)
     last = output if output.ndim == 2 else np.moveaxis(output, 1, -1)
     y = _class_numbers(target, last.shape[:-1], last.shape[-1], ignore_index)
@@ -375,58 +449,81 @@ def _cross_entropy(output: np.ndarray, target: Any, reduction: str,
     loss, grad = _cross_entropy_of_rows(z, y, reduction, smoothing)
     if output.ndim == 2:
         return loss, grad
-    grad = np.moveaxis(grad.reshape(last.shape), -1, 1)  # may lie as the answer does
-    return loss, grad if last.flags.c_contiguous else np.ascontiguousarray(grad)
+    grad = np.moveaxis(
+        grad.reshape(last.shape), -1, 1
+    )  # may lie as the answer does
+    return loss, grad if last.flags.c_contiguous else np.ascontiguousarray(
+        grad
+    )
 
 
-def _cross_entropy_of_rows(z: np.ndarray, y: np.ndarray, reduction: str,
-                           smoothing: float) -> tuple[float, np.ndarray]:
+def _cross_entropy_of_rows(
+    z: np.ndarray, y: np.ndarray, reduction: str, smoothing: float
+) -> tuple[float, np.ndarray]:
     "The same of logits (m, C); a class number -1 does not count."
     m, losses, grad = len(z), np.empty(len(z)), np.empty(z.shape, z.dtype)
     n = 1 if reduction == "sum" else m if y.min() >= 0 else int((y >= 0).sum())
     scale = z.dtype.type(1 / n)
 
     def work(i: int, j: int) -> None:
-        cross_entropy_kernel(z[i:j], row_maxima(z[i:j]), y[i:j], scale, losses[i:j], grad[i:j])
+        cross_entropy_kernel(
+            z[i:j], row_maxima(z[i:j]), y[i:j], scale, losses[i:j], grad[i:j]
+        )
         if smoothing:
-            smooth_kernel(z[i:j], y[i:j], scale, smoothing, losses[i:j], grad[i:j])
+            smooth_kernel(
+                z[i:j], y[i:j], scale, smoothing, losses[i:j], grad[i:j]
+            )
 
     parallel_for(work, m, z.size)
     return float(np.add.reduce(losses)) / n, grad
 
 # %% ../nbs/mlp.ipynb #6045024c
 #| code-fold: true
-def mse_loss(output: ArrayLike, target: ArrayLike, reduction: str = "mean") -> float:
+def mse_loss(
+    output: ArrayLike, target: ArrayLike, reduction: str = "mean"
+) -> float:
     r"""Squared error, the mean of $(\hat y - y)^2$ over all entries.
 
     - `output`, `target`: the same shape; `reduction`: "mean" or "sum".
     - Raises TypeError on what is not real numbers, ValueError on NaN, infinity, shapes that
       differ, and where there is no entry.
     """
-    return _pointwise(mse_kernel, as_float(output, "output"),
-                      as_float(target, "target"), reduction)[0]
+    return _pointwise(
+        mse_kernel,
+        as_float(output, "output"),
+        as_float(target, "target"),
+        reduction,
+    )[0]
 
 # %% ../nbs/mlp.ipynb #99828997
 #| code-fold: true
-def mse_loss_backward(output: ArrayLike, target: ArrayLike,
-                      reduction: str = "mean") -> np.ndarray:
+def mse_loss_backward(
+    output: ArrayLike, target: ArrayLike, reduction: str = "mean"
+) -> np.ndarray:
     """Gradient of `mse_loss` by `output`, of its shape and dtype. Errors as there."""
-    return _pointwise(mse_kernel, as_float(output, "output"),
-                      as_float(target, "target"), reduction)[1]
+    return _pointwise(
+        mse_kernel,
+        as_float(output, "output"),
+        as_float(target, "target"),
+        reduction,
+    )[1]
 
 # %% ../nbs/mlp.ipynb #2adc2128
 #| code-fold: true
 def _as_probabilities(target: ArrayLike) -> np.ndarray:
     target = as_float(target, "target")
     if ((target < 0) | (target > 1)).any():
-        raise ValueError("target: expected numbers from 0 to 1, got "
-                         f"{target.min():g} to {target.max():g}")
+        raise ValueError(
+            "target: expected numbers from 0 to 1, got "
+            f"{target.min():g} to {target.max():g}"
+        )
     return target
 
 # %% ../nbs/mlp.ipynb #3cb361ac
 #| code-fold: true
-def binary_cross_entropy_with_logits(output: ArrayLike, target: ArrayLike,
-                                     reduction: str = "mean") -> float:
+def binary_cross_entropy_with_logits(
+    output: ArrayLike, target: ArrayLike, reduction: str = "mean"
+) -> float:
     r"""Binary cross-entropy of logits, the mean over all entries; overflow-safe.
 
     - `output`: logits; `target`: the same shape, 0 or 1, or probabilities;
@@ -434,21 +531,36 @@ def binary_cross_entropy_with_logits(output: ArrayLike, target: ArrayLike,
     - Raises as `mse_loss` does, and ValueError on a target outside 0 to 1.
     - Source: Bishop, *Pattern Recognition and Machine Learning*, section 4.3.2.
     """
-    return _pointwise(bce_kernel, as_float(output, "output"),
-                      _as_probabilities(target), reduction)[0]
+    return _pointwise(
+        bce_kernel,
+        as_float(output, "output"),
+        _as_probabilities(target),
+        reduction,
+    )[0]
 
 # %% ../nbs/mlp.ipynb #7364c71a
 #| code-fold: true
 def binary_cross_entropy_with_logits_backward(
-        output: ArrayLike, target: ArrayLike, reduction: str = "mean") -> np.ndarray:
+    output: ArrayLike, target: ArrayLike, reduction: str = "mean"
+) -> np.ndarray:
     """Gradient of `binary_cross_entropy_with_logits` by the logits. Errors as there."""
-    return _pointwise(bce_kernel, as_float(output, "output"),
-                      _as_probabilities(target), reduction)[1]
+    return _pointwise(
+        bce_kernel,
+        as_float(output, "output"),
+        _as_probabilities(target),
+        reduction,
+    )[1]
 
 # %% ../nbs/mlp.ipynb #c52d2451
 #| code-fold: true
-def cross_entropy(output: ArrayLike, target: ArrayLike, reduction: str = "mean", *,
-                  ignore_index: int = -100, label_smoothing: float = 0.0) -> float:
+def cross_entropy(
+    output: ArrayLike,
+    target: ArrayLike,
+    reduction: str = "mean",
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> float:
     r"""Cross-entropy of logits, the mean of $-\log p_y$ over the examples; overflow-safe.
 
     - `output`: logits (N, C) or (N, C, ...), classes on axis 1; `target`: (N,) or
@@ -460,36 +572,63 @@ def cross_entropy(output: ArrayLike, target: ArrayLike, reduction: str = "mean",
     - Source: Bishop, *Pattern Recognition and Machine Learning*, section 4.3.4; Szegedy
       et al. (2016), section 7.
     """
-    return _cross_entropy(as_float(output, "output"), target, reduction,
-                          *_class_options(ignore_index, label_smoothing))[0]
+    return _cross_entropy(
+        as_float(output, "output"),
+        target,
+        reduction,
+        *_class_options(ignore_index, label_smoothing),
+    )[0]
 
 # %% ../nbs/mlp.ipynb #4aa2e53b
 #| code-fold: true
-def cross_entropy_backward(output: ArrayLike, target: ArrayLike, reduction: str = "mean",
-                           *, ignore_index: int = -100,
-                           label_smoothing: float = 0.0) -> np.ndarray:
+def cross_entropy_backward(
+    output: ArrayLike,
+    target: ArrayLike,
+    reduction: str = "mean",
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> np.ndarray:
     """Gradient of `cross_entropy` by the logits, of their shape. Errors as there."""
-    return _cross_entropy(as_float(output, "output"), target, reduction,
-                          *_class_options(ignore_index, label_smoothing))[1]
+    return _cross_entropy(
+        as_float(output, "output"),
+        target,
+        reduction,
+        *_class_options(ignore_index, label_smoothing),
+    )[1]
 
 
-def _class_options(ignore_index: int, label_smoothing: float) -> tuple[int, float]:
-    return (check_count(ignore_index, "ignore_index", -2**62),
-            check_real(label_smoothing, "label_smoothing", 0, 1 + 1e-9))
+def _class_options(
+    ignore_index: int, label_smoothing: float
+) -> tuple[int, float]:
+    return (
+        check_count(ignore_index, "ignore_index", -(2**62)),
+        check_real(label_smoothing, "label_smoothing", 0, 1 + 1e-9),
+    )
 
 # %% ../nbs/mlp.ipynb #e8b5b964
 #| code-fold: true
 class MSELoss(Loss):
     "Squared error of an answer and a target of the same shape, as `mse_loss`."
-    def forward(self, output: np.ndarray, target: ArrayLike) -> tuple[float, Any]:
-        return _pointwise(mse_kernel, check_input(output, "output"), target, self.reduction)
+
+    def forward(
+        self, output: np.ndarray, target: ArrayLike
+    ) -> tuple[float, Any]:
+        return _pointwise(
+            mse_kernel, check_input(output, "output"), target, self.reduction
+        )
 
 # %% ../nbs/mlp.ipynb #19abc81b
 #| code-fold: true
 class BCEWithLogitsLoss(Loss):
     "As `binary_cross_entropy_with_logits`, of logits and a target of the same shape."
-    def forward(self, output: np.ndarray, target: ArrayLike) -> tuple[float, Any]:
-        return _pointwise(bce_kernel, check_input(output, "output"), target, self.reduction)
+
+    def forward(
+        self, output: np.ndarray, target: ArrayLike
+    ) -> tuple[float, Any]:
+        return _pointwise(
+            bce_kernel, check_input(output, "output"), target, self.reduction
+        )
 
     def accuracy(self, output: np.ndarray, target: np.ndarray) -> float:
         "The fraction of logits whose sign is that of the target's class."
@@ -499,20 +638,42 @@ class BCEWithLogitsLoss(Loss):
 #| code-fold: true
 class CrossEntropyLoss(Loss):
     "As `cross_entropy`, of logits (N, C, ...) and class numbers (N, ...)."
-    def __init__(self, reduction: str = "mean", *, ignore_index: int = -100,
-                 label_smoothing: float = 0.0):
+
+    def __init__(
+        self,
+        reduction: str = "mean",
+        *,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+    ):
         super().__init__(reduction)
-        self.ignore_index, self.label_smoothing = _class_options(ignore_index, label_smoothing)
+        self.ignore_index, self.label_smoothing = _class_options(
+            ignore_index, label_smoothing
+        )
 
-    def forward(self, output: np.ndarray, target: ArrayLike) -> tuple[float, Any]:
-        return _cross_entropy(check_input(output, "output"), target, self.reduction,
-                              self.ignore_index, self.label_smoothing)
+    def forward(
+        self, output: np.ndarray, target: ArrayLike
+    ) -> tuple[float, Any]:
+        return _cross_entropy(
+            check_input(output, "output"),
+            target,
+            self.reduction,
+            self.ignore_index,
+            self.label_smoothing,
+        )
 
-    def targets(self, y: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike,
-                name: str = "target") -> np.ndarray:
+    def targets(
+        self,
+        y: ArrayLike,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        name: str = "target",
+    ) -> np.ndarray:
         "Class numbers of logits of that `shape` (N, C, ...), as int64 (N, ...)."
         places = shape[:1] + shape[2:]
-        y = _class_numbers(y, places, shape[1], self.ignore_index, name).reshape(places)
+        y = _class_numbers(
+            y, places, shape[1], self.ignore_index, name
+        ).reshape(places)
         return np.where(y < 0, self.ignore_index, y)
 
     def count(self, target: np.ndarray) -> int:
@@ -521,7 +682,9 @@ class CrossEntropyLoss(Loss):
 
     def accuracy(self, output: np.ndarray, target: np.ndarray) -> float:
         "The fraction of the targets that have the largest logit."
-        correct = (output.argmax(axis=1) == target) & (target != self.ignore_index)
+        correct = (output.argmax(axis=1) == target) & (
+            target != self.ignore_index
+        )
         return np.count_nonzero(correct) / self.count(target)
 
 # %% ../nbs/mlp.ipynb #b90653a2
@@ -534,11 +697,23 @@ class Linear(Layer):
       $\pm 1/\sqrt{\text{in\_features}}$; `dtype`: float32 or float64.
     - Raises ValueError or TypeError on sizes below 1 and on another dtype.
     """
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *,
-                 rng: np.random.Generator | int | None = None,
-                 dtype: DTypeLike = np.float32):
-        n, d = check_count(in_features, "in_features"), check_count(out_features, "out_features")
-        self.params = uniform_parameters({"weight": (d, n), "bias": (d,)}, n, rng, dtype)
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
+        n, d = (
+            check_count(in_features, "in_features"),
+            check_count(out_features, "out_features"),
+        )
+        self.params = uniform_parameters(
+            {"weight": (d, n), "bias": (d,)}, n, rng, dtype
+        )
         if not bias:
             del self.params["bias"]
 
@@ -546,30 +721,40 @@ class Linear(Layer):
         weight, bias = self.params["weight"], self.params.get("bias")
         x = check_input(x, like=weight)
         if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-            raise ValueError(f"x: expected shape (..., {weight.shape[1]}), got {x.shape}")
+            raise ValueError(
+                f"x: expected shape (..., {weight.shape[1]}), got {x.shape}"
+            )
         flat = x if x.ndim == 2 else x.reshape(-1, weight.shape[1])
         y = np.dot(flat, weight.T)
         if bias is not None:
             y += bias
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], len(weight)), x
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         weight, x = self.params["weight"], cache
         check_array(grad, (*x.shape[:-1], len(weight)), x.dtype)
         flat = grad.reshape(-1, len(weight))
         grads = {"weight": np.dot(flat.T, x.reshape(-1, weight.shape[1]))}
         if "bias" in self.params:
             grads["bias"] = np.add.reduce(flat, axis=0)
-        return np.dot(flat, weight).reshape(x.shape) if input_grad else None, grads
+        return np.dot(flat, weight).reshape(
+            x.shape
+        ) if input_grad else None, grads
 
     def __repr__(self) -> str:
         d, n = self.params["weight"].shape
-        return f"Linear({n}, {d}" + ("" if "bias" in self.params else ", bias=False") + ")"
+        return (
+            f"Linear({n}, {d}"
+            + ("" if "bias" in self.params else ", bias=False")
+            + ")"
+        )
 
 # %% ../nbs/mlp.ipynb #4e23fc57
-def linear(x: ArrayLike, weight: ArrayLike,
-           bias: ArrayLike | None = None) -> np.ndarray:
+def linear(
+    x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None
+) -> np.ndarray:
     r"""Dense layer, $\mathbf{x}\mathbf{W}^\top + \mathbf{b}$.
 
     - `x`: (..., n); `weight`: (d, n); `bias`: (d,) or None. Returns (..., d) in the dtype
@@ -586,8 +771,9 @@ def linear(x: ArrayLike, weight: ArrayLike,
     return as_float(y, "output for x").reshape(*x.shape[:-1], len(weight))
 
 # %% ../nbs/mlp.ipynb #535b3fff
-def linear_backward(grad: ArrayLike, x: ArrayLike,
-                    weight: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def linear_backward(
+    grad: ArrayLike, x: ArrayLike, weight: ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients by `x` (..., n), `weight` (d, n) and bias (d,) of `linear`.
 
     - `grad`: (..., d), that by its answer. Errors as for `linear`.
@@ -595,22 +781,32 @@ def linear_backward(grad: ArrayLike, x: ArrayLike,
     x, weight = _dense_arguments(x, weight)
     grad = as_float(grad, "grad", (*x.shape[:-1], len(weight)), x.dtype)
     flat = grad.reshape(-1, len(weight))
-    return (np.dot(flat, weight).reshape(x.shape),
-            np.dot(flat.T, x.reshape(-1, x.shape[-1])), flat.sum(axis=0))
+    return (
+        np.dot(flat, weight).reshape(x.shape),
+        np.dot(flat.T, x.reshape(-1, x.shape[-1])),
+        flat.sum(axis=0),
+    )
 
 
-def _dense_arguments(x: ArrayLike, weight: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _dense_arguments(
+    x: ArrayLike, weight: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
     x = as_float(x, "x")
     weight = as_float(weight, "weight", (None, None), x.dtype)
     if 0 in weight.shape:
-        raise ValueError(f"weight: expected at least one weight, got {weight.shape}")
+        raise ValueError(
+            f"weight: expected at least one weight, got {weight.shape}"
+        )
     if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"x: expected shape (..., {weight.shape[1]}), got {x.shape}")
+        raise ValueError(
+            f"x: expected shape (..., {weight.shape[1]}), got {x.shape}"
+        )
     return x, weight
 
 # %% ../nbs/mlp.ipynb #fd27f769
 class _Activation(Layer):
     "An activation with a slope that is known from its answer."
+
     _forward: Any
     _derivative: Any
 
@@ -618,24 +814,37 @@ class _Activation(Layer):
         y = apply_elementwise(self._forward, check_input(x))
         return y, y
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         return apply_elementwise(self._derivative, cache, grad), {}
 
 # %% ../nbs/mlp.ipynb #fed5b28a
 class Sigmoid(_Activation):
     "The sigmoid of each entry, as a layer; float32 and float64 stay."
-    _forward, _derivative = staticmethod(sigmoid_kernel), staticmethod(sigmoid_grad_kernel)
+
+    _forward, _derivative = (
+        staticmethod(sigmoid_kernel),
+        staticmethod(sigmoid_grad_kernel),
+    )
 
 # %% ../nbs/mlp.ipynb #8c911d77
 class Tanh(_Activation):
     "The hyperbolic tangent of each entry, as a layer; float32 and float64 stay."
-    _forward, _derivative = staticmethod(tanh_kernel), staticmethod(tanh_grad_kernel)
+
+    _forward, _derivative = (
+        staticmethod(tanh_kernel),
+        staticmethod(tanh_grad_kernel),
+    )
 
 # %% ../nbs/mlp.ipynb #14e44cb8
 class ReLU(_Activation):
     "Each entry, or 0 where it is negative, as a layer; float32 and float64 stay."
-    _forward, _derivative = staticmethod(relu_kernel), staticmethod(relu_grad_kernel)
+
+    _forward, _derivative = (
+        staticmethod(relu_kernel),
+        staticmethod(relu_grad_kernel),
+    )
 
 # %% ../nbs/mlp.ipynb #0963bb36
 class GELU(Layer):
@@ -643,6 +852,7 @@ class GELU(Layer):
 
     - `approximate`: "none" or "tanh"; ValueError on others.
     """
+
     def __init__(self, approximate: str = "none"):
         super().__init__()
         _gelu_kernels(approximate)
@@ -652,9 +862,12 @@ class GELU(Layer):
         x = check_input(x)
         return apply_elementwise(_gelu_kernels(self.approximate)[0], x), x
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
-        return apply_elementwise(_gelu_kernels(self.approximate)[1], cache, grad), {}
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
+        return apply_elementwise(
+            _gelu_kernels(self.approximate)[1], cache, grad
+        ), {}
 
 # %% ../nbs/mlp.ipynb #ad269a59
 class Softmax(Layer):
@@ -662,7 +875,11 @@ class Softmax(Layer):
 
     - Raises ValueError or TypeError in `forward` where `x` has no such axis.
     """
-    _forward, _derivative = staticmethod(softmax_kernel), staticmethod(softmax_grad_kernel)
+
+    _forward, _derivative = (
+        staticmethod(softmax_kernel),
+        staticmethod(softmax_grad_kernel),
+    )
 
     def __init__(self, dim: int = -1):
         super().__init__()
@@ -672,11 +889,16 @@ class Softmax(Layer):
         y = apply_to_rows(self._forward, check_input(x), self.dim)
         return y, y
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         return apply_to_rows(self._derivative, cache, self.dim, grad), {}
 
 # %% ../nbs/mlp.ipynb #749996ac
 class LogSoftmax(Softmax):
     "The logarithm of `Softmax`, overflow-safe, as a layer."
-    _forward, _derivative = staticmethod(log_softmax_kernel), staticmethod(log_softmax_grad_kernel)
+
+    _forward, _derivative = (
+        staticmethod(log_softmax_kernel),
+        staticmethod(log_softmax_grad_kernel),
+    )

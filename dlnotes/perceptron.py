@@ -19,7 +19,9 @@ __all__ = ['weighted_sum', 'heaviside', 'perceptron_forward', 'perceptron_update
            'perceptron_grad', 'epoch_kernel', 'perceptron_epoch', 'Perceptron']
 
 # %% ../nbs/perceptron.ipynb #d1a19bf2
-def _neuron(x: ArrayLike, weight: ArrayLike, bias: ArrayLike) -> tuple[np.ndarray, ...]:
+def _neuron(
+    x: ArrayLike, weight: ArrayLike, bias: ArrayLike
+) -> tuple[np.ndarray, ...]:
     "The arguments of a neuron, checked: (..., n), (n,) and (), in the dtype of `x`."
     x = as_float(x, "x")
     if x.ndim == 0:
@@ -28,7 +30,9 @@ def _neuron(x: ArrayLike, weight: ArrayLike, bias: ArrayLike) -> tuple[np.ndarra
     return x, weight, as_float(bias, "bias", (), x.dtype)
 
 # %% ../nbs/perceptron.ipynb #fcdf8b33
-def weighted_sum(x: ArrayLike, weight: ArrayLike, bias: ArrayLike = 0.0) -> np.ndarray:
+def weighted_sum(
+    x: ArrayLike, weight: ArrayLike, bias: ArrayLike = 0.0
+) -> np.ndarray:
     r"""Net input of one neuron, $z = \mathbf{w}^\top \mathbf{x} + b$.
 
     - `x`: (..., n), one example or many; `weight`: (n,); `bias`: a number.
@@ -52,8 +56,9 @@ def heaviside(z: ArrayLike) -> np.ndarray:
     return np.heaviside(z, z.dtype.type(1))
 
 # %% ../nbs/perceptron.ipynb #d64ecd15
-def perceptron_forward(x: ArrayLike, weight: ArrayLike,
-                       bias: ArrayLike = 0.0) -> np.ndarray:
+def perceptron_forward(
+    x: ArrayLike, weight: ArrayLike, bias: ArrayLike = 0.0
+) -> np.ndarray:
     """Answers of one neuron: the step function of the weighted sum.
 
     - Shapes, dtypes and errors as for `weighted_sum`; the values are 0 and 1.
@@ -61,8 +66,13 @@ def perceptron_forward(x: ArrayLike, weight: ArrayLike,
     return heaviside(weighted_sum(x, weight, bias))
 
 # %% ../nbs/perceptron.ipynb #18d1eafe
-def perceptron_update(x: ArrayLike, y: int, weight: ArrayLike, bias: ArrayLike = 0.0,
-                      lr: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def perceptron_update(
+    x: ArrayLike,
+    y: int,
+    weight: ArrayLike,
+    bias: ArrayLike = 0.0,
+    lr: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
     r"""One step of the rule: $\eta (y - \hat y) \mathbf{x}$ is added to the weights.
 
     - `x`: (n,), one example; `y`: its label, 0 or 1; `weight`: (n,); `bias`: a number;
@@ -78,17 +88,21 @@ def perceptron_update(x: ArrayLike, y: int, weight: ArrayLike, bias: ArrayLike =
     return weight + step * x, bias + step
 
 # %% ../nbs/perceptron.ipynb #ad061c21
-def _examples(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
-              bias: ArrayLike) -> tuple[np.ndarray, ...]:
+def _examples(
+    x: ArrayLike, y: ArrayLike, weight: ArrayLike, bias: ArrayLike
+) -> tuple[np.ndarray, ...]:
     "Checked as for `_neuron`: (m, n) examples, (m,) labels, and a neuron."
     x, weight, bias = _neuron(as_float(x, "x", (None, None)), weight, bias)
     if len(x) == 0:
-        raise ValueError(f"x: expected at least one example, got shape {x.shape}")
+        raise ValueError(
+            f"x: expected at least one example, got shape {x.shape}"
+        )
     return x, as_labels(y, "y", len(x)), weight, bias
 
 # %% ../nbs/perceptron.ipynb #bda490e1
-def margin(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
-           bias: ArrayLike = 0.0) -> float:
+def margin(
+    x: ArrayLike, y: ArrayLike, weight: ArrayLike, bias: ArrayLike = 0.0
+) -> float:
     r"""Margin $\gamma = \min_i s_i z_i / \sqrt{\lVert\mathbf{w}\rVert^2 + b^2}$ of a neuron.
 
     - `x`: (m, n); `y`: (m,) labels 0 or 1; `weight`: (n,); `bias`: a number.
@@ -103,11 +117,14 @@ def margin(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
     if not w.any():
         raise ValueError("weight: expected a weight or bias that is not zero")
     w /= abs(w).max()  # so that no square overflows or vanishes
-    return float(((2 * y - 1) * (x @ w[:-1] + w[-1])).min() / np.linalg.norm(w))
+    return float(
+        ((2 * y - 1) * (x @ w[:-1] + w[-1])).min() / np.linalg.norm(w)
+    )
 
 # %% ../nbs/perceptron.ipynb #cce22e7d
-def mistake_bound(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
-                  bias: ArrayLike = 0.0) -> float:
+def mistake_bound(
+    x: ArrayLike, y: ArrayLike, weight: ArrayLike, bias: ArrayLike = 0.0
+) -> float:
     r"""Novikoff's bound $(R / \gamma)^2$ on all mistakes made from zero weights.
 
     - Arguments and errors as for `margin`: any neuron that separates the examples; the
@@ -122,8 +139,9 @@ def mistake_bound(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
     return ratio * ratio
 
 # %% ../nbs/perceptron.ipynb #7eb8fb96
-def perceptron_loss(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
-                    bias: ArrayLike = 0.0) -> float:
+def perceptron_loss(
+    x: ArrayLike, y: ArrayLike, weight: ArrayLike, bias: ArrayLike = 0.0
+) -> float:
     r"""Perceptron criterion, the mean of $\max(0, -s z)$ with $s = 2y - 1$.
 
     - `x`: (m, n); `y`: (m,) labels 0 or 1; `weight`: (n,); `bias`: a number.
@@ -132,11 +150,14 @@ def perceptron_loss(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
     - Source: Bishop, *Pattern Recognition and Machine Learning*, section 4.1.7.
     """
     x, y, weight, bias = _examples(x, y, weight, bias)
-    return float(np.maximum(0, (1 - 2 * y) * weighted_sum(x, weight, bias)).mean())
+    return float(
+        np.maximum(0, (1 - 2 * y) * weighted_sum(x, weight, bias)).mean()
+    )
 
 # %% ../nbs/perceptron.ipynb #8e2978ff
-def perceptron_grad(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
-                    bias: ArrayLike = 0.0) -> tuple[np.ndarray, np.ndarray]:
+def perceptron_grad(
+    x: ArrayLike, y: ArrayLike, weight: ArrayLike, bias: ArrayLike = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     r"""Gradient of `perceptron_loss`: the means of $(\hat y - y)\,\mathbf{x}$ and $\hat y - y$.
 
     - Arguments and errors as for `perceptron_loss`. Returns the gradients by weight (n,)
@@ -168,9 +189,14 @@ def epoch_kernel(x, y, order, w, a, lr, one, seen):
     return mistakes
 
 # %% ../nbs/perceptron.ipynb #7c2c5497
-def perceptron_epoch(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
-                     bias: ArrayLike = 0.0, lr: float = 1.0,
-                     order: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray, int]:
+def perceptron_epoch(
+    x: ArrayLike,
+    y: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike = 0.0,
+    lr: float = 1.0,
+    order: ArrayLike | None = None,
+) -> tuple[np.ndarray, np.ndarray, int]:
     """One epoch of the rule: `perceptron_update` on each example in turn, compiled.
 
     - `x`: (m, n); `y`: (m,) labels 0 or 1; `weight`: (n,); `bias`: a number;
@@ -182,12 +208,26 @@ def perceptron_epoch(x: ArrayLike, y: ArrayLike, weight: ArrayLike,
     - Source: Rosenblatt (1962).
     """
     x, y, weight, bias = _examples(x, y, weight, bias)
-    rows = range(len(x)) if order is None else as_labels(order, "order", None, len(x))
+    rows = (
+        range(len(x))
+        if order is None
+        else as_labels(order, "order", None, len(x))
+    )
     if np.asarray(order).dtype == bool:
-        raise TypeError("order: expected row numbers, got a mask: use np.flatnonzero")
+        raise TypeError(
+            "order: expected row numbers, got a mask: use np.flatnonzero"
+        )
     w, number = np.append(weight, bias), x.dtype.type
-    mistakes = unrolled_epoch(x, y == 1, np.array(rows, np.int32), w, np.zeros(w.size),
-                      number(as_float(lr, "lr", (), x.dtype)), number(1), 0)
+    mistakes = unrolled_epoch(
+        x,
+        y == 1,
+        np.array(rows, np.int32),
+        w,
+        np.zeros(w.size),
+        number(as_float(lr, "lr", (), x.dtype)),
+        number(1),
+        0,
+    )
     return w[:-1], w[-1], mistakes
 
 # %% ../nbs/perceptron.ipynb #9abb70f6
@@ -225,9 +265,17 @@ class Perceptron(ClassifierMixin, BaseEstimator):
 
     Source: Rosenblatt (1962); averaging: Freund and Schapire (1999).
     """
-    def __init__(self, *, eta0: float = 1.0, max_iter: int = 100,
-                 fit_intercept: bool = True, shuffle: bool = True, average: bool = False,
-                 random_state: Any = None):
+
+    def __init__(
+        self,
+        *,
+        eta0: float = 1.0,
+        max_iter: int = 100,
+        fit_intercept: bool = True,
+        shuffle: bool = True,
+        average: bool = False,
+        random_state: Any = None,
+    ):
         self.eta0 = eta0
         self.max_iter = max_iter
         self.fit_intercept = fit_intercept
@@ -247,28 +295,44 @@ class Perceptron(ClassifierMixin, BaseEstimator):
         self._start(np.unique(y), X, "y")
         active = np.ones(len(self._weight), bool)
         while active.any() and self.n_iter_ < self.max_iter:
-            active &= self._pass(X, y, active) > 0  # no mistakes: nothing will change
+            active &= (
+                self._pass(X, y, active) > 0
+            )  # no mistakes: nothing will change
         if active.any():
-            warnings.warn(f"still {self.mistakes_[-1].sum()} mistakes after {self.n_iter_} "
-                          "epochs; perhaps no hyperplane separates the classes",
-                          ConvergenceWarning, stacklevel=2)
+            warnings.warn(
+                f"still {self.mistakes_[-1].sum()} mistakes after {self.n_iter_} "
+                "epochs; perhaps no hyperplane separates the classes",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         return self
 
-    def partial_fit(self, X: ArrayLike, y: ArrayLike,
-                    classes: ArrayLike | None = None) -> Perceptron:
+    def partial_fit(
+        self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None
+    ) -> Perceptron:
         """One epoch over `X` (m, n) and `y` (m,); the first call must name all `classes`.
 
         Returns self; raises ValueError on data, classes or settings that do not fit.
         """
         first = not hasattr(self, "classes_")
         if first and classes is None:
-            raise ValueError("classes: must be given in the first call of partial_fit")
+            raise ValueError(
+                "classes: must be given in the first call of partial_fit"
+            )
         X, y = self._checked(X, y, reset=first)
-        known = self.classes_ if classes is None else np.unique(np.asarray(classes))
+        known = (
+            self.classes_
+            if classes is None
+            else np.unique(np.asarray(classes))
+        )
         if not first and not np.array_equal(known, self.classes_):
-            raise ValueError(f"classes: expected {self.classes_} again, got {known}")
+            raise ValueError(
+                f"classes: expected {self.classes_} again, got {known}"
+            )
         if not np.isin(y, known).all():
-            raise ValueError(f"y: expected classes {known}, got {np.unique(y)}")
+            raise ValueError(
+                f"y: expected classes {known}, got {np.unique(y)}"
+            )
         if first:
             self._start(known, X, "classes")
         self._pass(X, y, np.ones(len(self._weight), bool))
@@ -287,30 +351,44 @@ class Perceptron(ClassifierMixin, BaseEstimator):
     def predict(self, X: ArrayLike) -> np.ndarray:
         "The class of each row of `X` (m, n), as (m,)."
         z = self.decision_function(X)
-        return self.classes_[(z >= 0).astype(int) if z.ndim == 1 else z.argmax(axis=1)]
+        return self.classes_[
+            (z >= 0).astype(int) if z.ndim == 1 else z.argmax(axis=1)
+        ]
 
     def _checked(self, X, y, reset=True):
         if not (isinstance(self.eta0, Real) and 1e-30 <= self.eta0 <= 1e30):
-            raise ValueError(f"eta0: expected a number from 1e-30 to 1e30, got {self.eta0!r}")
+            raise ValueError(
+                f"eta0: expected a number from 1e-30 to 1e30, got {self.eta0!r}"
+            )
         if not (isinstance(self.max_iter, Integral) and self.max_iter >= 1):
-            raise ValueError(f"max_iter: expected 1, 2, ..., got {self.max_iter!r}")
+            raise ValueError(
+                f"max_iter: expected 1, 2, ..., got {self.max_iter!r}"
+            )
         for name in ("fit_intercept", "shuffle", "average"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
-                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C",
-                             reset=reset)
+                raise ValueError(
+                    f"{name}: expected True or False, got {getattr(self, name)!r}"
+                )
+        X, y = validate_data(
+            self, X, y, dtype=[np.float64, np.float32], order="C", reset=reset
+        )
         check_classification_targets(y)
         return X, y
 
     def _start(self, classes, X, name):
         if len(classes) < 2:
-            raise ValueError(f"{name}: expected at least 2 classes, got 1 class, {classes}")
+            raise ValueError(
+                f"{name}: expected at least 2 classes, got 1 class, {classes}"
+            )
         seed = self.random_state
         if not isinstance(seed, np.random.Generator):
             seed = check_random_state(seed).randint(2**31, size=4)
         k, n = 1 if len(classes) == 2 else len(classes), X.shape[1]
         self.classes_, self._rng = classes, np.random.default_rng(seed)
-        self._weight, self._sum = np.zeros((k, n + 1), X.dtype), np.zeros((k, n + 1))
+        self._weight, self._sum = (
+            np.zeros((k, n + 1), X.dtype),
+            np.zeros((k, n + 1)),
+        )
         self.mistakes_, self._seen, self.n_iter_ = np.zeros((0, k), int), 0, 0
 
     def _pass(self, X, y, active):
@@ -323,11 +401,21 @@ class Perceptron(ClassifierMixin, BaseEstimator):
         mistakes = np.zeros(len(active), int)
         for c in np.flatnonzero(active):
             mine = y == self.classes_[1 if len(active) == 1 else c]
-            mistakes[c] = unrolled_epoch(X, mine, order, self._weight[c], self._sum[c],
-                                 number(self.eta0), number(self.fit_intercept), self._seen)
+            mistakes[c] = unrolled_epoch(
+                X,
+                mine,
+                order,
+                self._weight[c],
+                self._sum[c],
+                number(self.eta0),
+                number(self.fit_intercept),
+                self._seen,
+            )
         if not np.isfinite(self._weight).all():
             del self.classes_
-            raise ValueError("X: expected smaller numbers, the weights overflow")
+            raise ValueError(
+                "X: expected smaller numbers, the weights overflow"
+            )
         self._seen += m
         self.n_iter_ += 1
         self.mistakes_ = np.vstack([self.mistakes_, mistakes])

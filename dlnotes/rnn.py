@@ -13,7 +13,11 @@ from numpy.typing import DTypeLike
 from scipy.sparse import csr_matrix
 
 from .core.arguments import check_array, check_count, check_flag
-from .core.arguments import check_float_dtype, check_input, check_instance
+from dlnotes.core.arguments import (
+    check_float_dtype,
+    check_input,
+    check_instance,
+)
 from .core.arguments import check_mask, check_real, check_rng
 from .core.execution import compiled
 from .core.layers import Composite, Layer, uniform_parameters
@@ -65,21 +69,41 @@ class Recurrent(Layer):
       and for dropout; `dtype`: float32 or float64.
     - Raises ValueError or TypeError on settings that do not fit.
     """
-    def __init__(self, cell: str, input_size: int, hidden_size: int, num_layers: int = 1,
-                 bias: bool = True, dropout: float = 0.0, bidirectional: bool = False, *,
-                 rng: np.random.Generator | int | None = None,
-                 dtype: DTypeLike = np.float32):
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
         if cell not in _GATES:
-            raise ValueError(f"cell: expected one of {', '.join(_GATES)}, got {cell!r}")
-        self.cell, self.input_size = cell, check_count(input_size, "input_size")
+            raise ValueError(
+                f"cell: expected one of {', '.join(_GATES)}, got {cell!r}"
+            )
+        self.cell, self.input_size = (
+            cell,
+            check_count(input_size, "input_size"),
+        )
         self.hidden_size = check_count(hidden_size, "hidden_size")
         self.num_layers = check_count(num_layers, "num_layers")
         self.bias = check_flag(bias, "bias")
         self.bidirectional = check_flag(bidirectional, "bidirectional")
-        self.dropout, self.rng = check_real(dropout, "dropout", 0, 1), check_rng(rng)
+        self.dropout, self.rng = (
+            check_real(dropout, "dropout", 0, 1),
+            check_rng(rng),
+        )
         self._shapes = self._parts()
         shapes = {name: s for part in self._shapes for name, s in part.items()}
-        self.params = uniform_parameters(shapes, self.hidden_size, self.rng, dtype)
+        self.params = uniform_parameters(
+            shapes, self.hidden_size, self.rng, dtype
+        )
 
     def _parts(self) -> list[dict[str, tuple[int, ...]]]:
         "Names and shapes of the parameters of each layer and direction."
@@ -89,13 +113,18 @@ class Recurrent(Layer):
             end = f"_l{k // d}" + "_reverse" * (k % d)
             shapes: dict[str, tuple[int, ...]] = {
                 "weight_ih" + end: (rows, self.input_size if k < d else d * n),
-                "weight_hh" + end: (rows, n)}
+                "weight_hh" + end: (rows, n),
+            }
             biases = {name + end: (rows,) for name in ("bias_ih", "bias_hh")}
             parts.append(shapes | biases if self.bias else shapes)
         return parts
 
-    def forward(self, x: np.ndarray, state: Any = None,  # type: ignore[override]
-                mask: np.ndarray | None = None) -> tuple[tuple[np.ndarray, Any], Any]:
+    def forward(
+        self,
+        x: np.ndarray,
+        state: Any = None,  # type: ignore[override]
+        mask: np.ndarray | None = None,
+    ) -> tuple[tuple[np.ndarray, Any], Any]:
         """((y, state_n), cache) for `x` (m, time, input_size).
 
         - `y`: (m, time, D hidden_size), D being 2 if `bidirectional`, else 1. `state_n`: that
@@ -107,20 +136,34 @@ class Recurrent(Layer):
         """
         return self._run(x, state, mask, keep=True)
 
-    def __call__(self, x: np.ndarray, state: Any = None,  # type: ignore[override]
-                 mask: np.ndarray | None = None) -> tuple[np.ndarray, Any]:
+    def __call__(
+        self,
+        x: np.ndarray,
+        state: Any = None,  # type: ignore[override]
+        mask: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, Any]:
         return self._run(x, state, mask, keep=False)[0]
 
-    def _run(self, x: Any, state: Any, mask: Any, keep: bool) -> tuple[tuple, Any]:
+    def _run(
+        self, x: Any, state: Any, mask: Any, keep: bool
+    ) -> tuple[tuple, Any]:
         y = _sequences(x, self.input_size, next(iter(self.params.values())))
         mask = None if mask is None else check_mask(mask, "mask", y.shape[:2])
         first, kept = self._states(state, len(y), "state"), []
         ends: list[tuple[np.ndarray, ...]] = []
         for layer in range(self.num_layers):
-            scale = dropout_scale(y, self.dropout, self.rng) if layer and self.training else None
+            scale = (
+                dropout_scale(y, self.dropout, self.rng)
+                if layer and self.training
+                else None
+            )
             y = y if scale is None else y * scale
-            runs = [recurrence_forward(self.cell, y, first[k], self._weights(k), mask, back, keep)
-                    for k, back in self._ways(layer)]
+            runs = [
+                recurrence_forward(
+                    self.cell, y, first[k], self._weights(k), mask, back, keep
+                )
+                for k, back in self._ways(layer)
+            ]
             ys, last, caches = zip(*runs)
             y = ys[0] if len(ys) == 1 else np.concatenate(ys, axis=2)
             ends += last
@@ -129,8 +172,9 @@ class Recurrent(Layer):
             y = np.where(mask[:, :, None], y, y.dtype.type(0))
         return (y, self._joined(ends)), (kept, y.shape, self._kind())
 
-    def backward(self, grad: Any, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: Any, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         """((grad_x, grad_state), grads) from `grad`, a pair (grad_y, grad_state_n).
 
         - Either of the pair may be None, where the loss does not depend on it.
@@ -138,8 +182,14 @@ class Recurrent(Layer):
         - Raises ValueError or TypeError on gradients that do not fit, and on the cache of a
           layer of another kind or size.
         """
-        if not isinstance(cache, tuple) or len(cache) != 3 or cache[2] != self._kind():
-            raise ValueError(f"cache: expected one that forward of {self!r} gave")
+        if (
+            not isinstance(cache, tuple)
+            or len(cache) != 3
+            or cache[2] != self._kind()
+        ):
+            raise ValueError(
+                f"cache: expected one that forward of {self!r} gave"
+            )
         kept, shape, _ = cache
         grad_y, ends = self._gradients(grad, shape)
         firsts, grads = list(ends), dict[str, np.ndarray]()
@@ -148,13 +198,18 @@ class Recurrent(Layer):
             n, wanted = self.hidden_size, layer > 0 or input_grad
             total: Any = None
             for (k, back), cache in zip(self._ways(layer), caches):
-                part = np.ascontiguousarray(grad_y[..., back * n:(back + 1) * n])
+                part = np.ascontiguousarray(
+                    grad_y[..., back * n : (back + 1) * n]
+                )
                 dx, firsts[k], dw = recurrence_backward(
-                    part, ends[k], cache, self._weights(k), wanted)
+                    part, ends[k], cache, self._weights(k), wanted
+                )
                 total = dx if total is None or dx is None else total + dx
                 grads |= dict(zip(self._shapes[k], dw))
             grad_y = total if scale is None else total * scale
-        return (grad_y, self._joined(firsts)), {name: grads[name] for name in self.params}
+        return (grad_y, self._joined(firsts)), {
+            name: grads[name] for name in self.params
+        }
 
     def _ways(self, layer: int) -> list[tuple[int, bool]]:
         "The directions of a layer: their numbers, and whether they go backward."
@@ -168,11 +223,19 @@ class Recurrent(Layer):
     def _weights(self, k: int) -> list[np.ndarray]:
         "The weights of a layer in a direction, zeros for biases that are not there."
         dtype = next(iter(self.params.values())).dtype
-        weights = [check_array(self.params[name], shape, dtype, name)
-                   for name, shape in self._shapes[k].items()]
-        return weights if self.bias else weights + [np.zeros(len(weights[0]), dtype)] * 2
+        weights = [
+            check_array(self.params[name], shape, dtype, name)
+            for name, shape in self._shapes[k].items()
+        ]
+        return (
+            weights
+            if self.bias
+            else weights + [np.zeros(len(weights[0]), dtype)] * 2
+        )
 
-    def _states(self, state: Any, m: int, name: str) -> list[tuple[np.ndarray, ...]]:
+    def _states(
+        self, state: Any, m: int, name: str
+    ) -> list[tuple[np.ndarray, ...]]:
         "A state, or zeros, layer by layer and direction by direction."
         like, pair = next(iter(self.params.values())), self.cell == "lstm"
         shape = (len(self._shapes), m, self.hidden_size)
@@ -181,28 +244,45 @@ class Recurrent(Layer):
         elif not pair:
             state = (state,)
         elif not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise TypeError(f"{name}: expected a pair (h, c), got {state!r:.60}")
-        arrays = [check_array(check_input(a, name, like), shape, like.dtype, name) for a in state]
+            raise TypeError(
+                f"{name}: expected a pair (h, c), got {state!r:.60}"
+            )
+        arrays = [
+            check_array(check_input(a, name, like), shape, like.dtype, name)
+            for a in state
+        ]
         return list(zip(*map(np.ascontiguousarray, arrays)))
 
     def _joined(self, states: Sequence[tuple[np.ndarray, ...]]) -> Any:
         "The opposite of `_states`."
-        arrays = tuple(np.stack(a) if len(a) > 1 else a[0][None] for a in zip(*states))
+        arrays = tuple(
+            np.stack(a) if len(a) > 1 else a[0][None] for a in zip(*states)
+        )
         return arrays if self.cell == "lstm" else arrays[0]
 
-    def _gradients(self, grad: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, list]:
+    def _gradients(
+        self, grad: Any, shape: tuple[int, ...]
+    ) -> tuple[np.ndarray, list]:
         "Those by y and by the last state, zeros for None."
         if not isinstance(grad, (tuple, list)) or len(grad) != 2:
-            raise TypeError(f"grad: expected a pair (grad_y, grad_state_n), got {grad!r:.60}")
+            raise TypeError(
+                f"grad: expected a pair (grad_y, grad_state_n), got {grad!r:.60}"
+            )
         dtype = next(iter(self.params.values())).dtype
         grad_y = np.zeros(shape, dtype) if grad[0] is None else grad[0]
-        return (check_array(check_input(grad_y, "grad_y"), shape, dtype, "grad_y"),
-                self._states(grad[1], shape[0], "grad_state_n"))
+        return (
+            check_array(check_input(grad_y, "grad_y"), shape, dtype, "grad_y"),
+            self._states(grad[1], shape[0], "grad_state_n"),
+        )
 
     def __repr__(self) -> str:
         settings = [str(self.input_size), str(self.hidden_size)]
-        for name, default in [("num_layers", 1), ("bias", True), ("dropout", 0.0),
-                              ("bidirectional", False)]:
+        for name, default in [
+            ("num_layers", 1),
+            ("bias", True),
+            ("dropout", 0.0),
+            ("bidirectional", False),
+        ]:
             if (value := getattr(self, name)) != default:
                 settings.append(f"{name}={value}")
         settings += ["nonlinearity='relu'"] * (self.cell == "relu")
@@ -212,9 +292,13 @@ class Recurrent(Layer):
 def _sequences(x: Any, features: int, like: np.ndarray) -> np.ndarray:
     x = check_input(x, like=like)
     if x.ndim != 3 or x.shape[2] != features:
-        raise ValueError(f"x: expected shape (m, time, {features}), got {x.shape}")
+        raise ValueError(
+            f"x: expected shape (m, time, {features}), got {x.shape}"
+        )
     if 0 in x.shape:
-        raise ValueError(f"x: expected at least one sequence and one step, got {x.shape}")
+        raise ValueError(
+            f"x: expected at least one sequence and one step, got {x.shape}"
+        )
     return np.ascontiguousarray(x)
 
 # %% ../nbs/rnn.ipynb #551ebb5d
@@ -225,16 +309,36 @@ class RNN(Recurrent):
     - `nonlinearity`: "tanh" or "relu"; ValueError on others. The rest as for `Recurrent`.
     - Source: Elman (1990); PyTorch's `RNN`, with the batch first.
     """
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1,
-                 nonlinearity: str = "tanh", bias: bool = True, dropout: float = 0.0,
-                 bidirectional: bool = False, *,
-                 rng: np.random.Generator | int | None = None,
-                 dtype: DTypeLike = np.float32):
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
         if nonlinearity not in ("tanh", "relu"):
-            raise ValueError("nonlinearity: expected 'tanh' or 'relu', "
-                             f"got {nonlinearity!r}")
-        super().__init__(nonlinearity, input_size, hidden_size, num_layers, bias, dropout,
-                         bidirectional, rng=rng, dtype=dtype)
+            raise ValueError(
+                "nonlinearity: expected 'tanh' or 'relu', "
+                f"got {nonlinearity!r}"
+            )
+        super().__init__(
+            nonlinearity,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            dropout,
+            bidirectional,
+            rng=rng,
+            dtype=dtype,
+        )
 
 # %% ../nbs/rnn.ipynb #14eef037
 class Embedding(Layer):
@@ -248,19 +352,31 @@ class Embedding(Layer):
       `dtype`: float32 or float64.
     - Raises TypeError on what is not whole numbers, ValueError on those outside the range.
     """
+
     takes_ids = True
 
-    def __init__(self, num_embeddings: int, embedding_dim: int,
-                 padding_idx: int | None = None, *,
-                 rng: np.random.Generator | int | None = None,
-                 dtype: DTypeLike = np.float32):
-        shape = (check_count(num_embeddings, "num_embeddings"),
-                 check_count(embedding_dim, "embedding_dim"))
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        *,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
+        shape = (
+            check_count(num_embeddings, "num_embeddings"),
+            check_count(embedding_dim, "embedding_dim"),
+        )
         check_float_dtype(dtype)
-        self.params = {"weight": check_rng(rng).standard_normal(shape).astype(dtype)}
+        self.params = {
+            "weight": check_rng(rng).standard_normal(shape).astype(dtype)
+        }
         self.padding_idx = padding_idx
         if padding_idx is not None:
-            self.padding_idx = _index(padding_idx, "padding_idx", shape[0]) % shape[0]
+            self.padding_idx = (
+                _index(padding_idx, "padding_idx", shape[0]) % shape[0]
+            )
             self.params["weight"][self.padding_idx] = 0
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
@@ -268,11 +384,14 @@ class Embedding(Layer):
         x = _ids(x, len(weight))
         return weight[x], x
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         "None, as there is no slope by a name, and the sum for each row of what came to it."
         rows, width = self.params["weight"].shape
-        grad = check_array(grad, (*cache.shape, width), self.params["weight"].dtype)
+        grad = check_array(
+            grad, (*cache.shape, width), self.params["weight"].dtype
+        )
         n = cache.size  # a table with a 1 where the row was used
         ones, ends = np.ones(n, grad.dtype), np.arange(n + 1)
         used = csr_matrix((ones, cache.ravel(), ends), (n, rows))
@@ -283,7 +402,11 @@ class Embedding(Layer):
 
     def __repr__(self) -> str:
         rows, width = self.params["weight"].shape
-        more = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        more = (
+            ""
+            if self.padding_idx is None
+            else f", padding_idx={self.padding_idx}"
+        )
         return f"Embedding({rows}, {width}{more})"
 
 # %% ../nbs/rnn.ipynb #db771a41
@@ -293,7 +416,9 @@ def _ids(x: Any, n: int) -> np.ndarray:
     if x.dtype.kind not in "iu":
         raise TypeError(f"x: expected whole numbers, got dtype {x.dtype}")
     if x.size and not 0 <= x.min() <= x.max() < n:
-        raise ValueError(f"x: expected 0 to {n - 1}, got {x[(x < 0) | (x >= n)][0]}")
+        raise ValueError(
+            f"x: expected 0 to {n - 1}, got {x[(x < 0) | (x >= n)][0]}"
+        )
     return x
 
 
@@ -310,6 +435,7 @@ class Transpose(Layer):
     - Raises TypeError unless they are whole numbers, ValueError in `forward` where `x` has
       no such axis.
     """
+
     def __init__(self, dim0: int, dim1: int):
         super().__init__()
         self.dims = _index(dim0, "dim0", 64), _index(dim1, "dim1", 64)
@@ -317,12 +443,15 @@ class Transpose(Layer):
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         x = check_input(x)
         if any(not -x.ndim <= d < x.ndim for d in self.dims):
-            raise ValueError(f"x: expected axes {self.dims}, got shape {x.shape}")
+            raise ValueError(
+                f"x: expected axes {self.dims}, got shape {x.shape}"
+            )
         y = np.ascontiguousarray(x.swapaxes(*self.dims))
         return y, y.shape
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         grad = check_array(grad, cache, grad.dtype)
         return np.ascontiguousarray(grad.swapaxes(*self.dims)), {}
 
@@ -341,8 +470,14 @@ class SequenceModel(Composite):
     - `params`: those of all, as "embedding.weight", "recurrent.weight_ih_l0", "head.bias".
     - Raises TypeError on parts of the wrong kind, and as the parts do.
     """
-    def __init__(self, recurrent: Recurrent, head: Layer, embedding: Layer | None = None,
-                 last: bool = False):
+
+    def __init__(
+        self,
+        recurrent: Recurrent,
+        head: Layer,
+        embedding: Layer | None = None,
+        last: bool = False,
+    ):
         check_instance(recurrent, Recurrent, "recurrent")
         first = {} if embedding is None else {"embedding": embedding}
         super().__init__(**first, recurrent=recurrent, head=head)
@@ -350,18 +485,24 @@ class SequenceModel(Composite):
         self.embedding, self.last = embedding, check_flag(last, "last")
         self.takes_ids = embedding is not None and embedding.takes_ids
 
-    def forward(self, x: np.ndarray,  # type: ignore[override]
-                mask: np.ndarray | None = None) -> tuple[np.ndarray, Any]:
+    def forward(
+        self,
+        x: np.ndarray,  # type: ignore[override]
+        mask: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, Any]:
         "The head's answer to `x`, and the cache that `backward` needs."
-        x, first = (x, None) if self.embedding is None else self.embedding.forward(x)
+        x, first = (
+            (x, None) if self.embedding is None else self.embedding.forward(x)
+        )
         (y, state), middle = self.recurrent.forward(x, None, mask)
         if self.last:
             y = _top(state, y.shape[2] // self.recurrent.hidden_size)
         output, end = self.head.forward(y)
         return output, (first, middle, end, state)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         first, middle, end, state = cache
         below = input_grad or self.embedding is not None
         grad, head = self.head.backward(grad, end)
@@ -369,7 +510,9 @@ class SequenceModel(Composite):
         (grad, _), own = self.recurrent.backward(pair, middle, below)
         grads = {"recurrent": own, "head": head}
         if self.embedding is not None:
-            grad, grads["embedding"] = self.embedding.backward(grad, first, input_grad)
+            grad, grads["embedding"] = self.embedding.backward(
+                grad, first, input_grad
+            )
         return grad, self._join(grads)
 
     def __repr__(self) -> str:
@@ -382,11 +525,16 @@ def _top(state: Any, directions: int) -> np.ndarray:
     h = state[0] if isinstance(state, tuple) else state
     return np.concatenate(h[-directions:], axis=1)
 
+
 def _top_grad(grad: np.ndarray, state: Any) -> Any:
     "The gradient by all of the state, from that by `_top` of it."
     h = state[0] if isinstance(state, tuple) else state
     full = np.zeros_like(h)
     width = h.shape[2]
     for k in range(grad.shape[1] // width):
-        full[k - grad.shape[1] // width] = grad[:, k * width:(k + 1) * width]
-    return (full, *map(np.zeros_like, state[1:])) if isinstance(state, tuple) else full
+        full[k - grad.shape[1] // width] = grad[:, k * width : (k + 1) * width]
+    return (
+        (full, *map(np.zeros_like, state[1:]))
+        if isinstance(state, tuple)
+        else full
+    )

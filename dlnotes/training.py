@@ -18,11 +18,26 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from .core.arguments import as_float, check_array, check_count, check_flag
-from .core.arguments import check_input, check_instance, check_real, check_rng
+from dlnotes.core.arguments import (
+    as_float,
+    check_array,
+    check_count,
+    check_flag,
+)
+from dlnotes.core.arguments import (
+    check_input,
+    check_instance,
+    check_real,
+    check_rng,
+)
 from .core.execution import compiled, in_threads, num_threads
 from .core.layers import Layer, Loss
-from .kernels.elementary import LANES, broadcast, horizontal_sum, load_vector
+from dlnotes.kernels.elementary import (
+    LANES,
+    broadcast,
+    horizontal_sum,
+    load_vector,
+)
 from .kernels.elementary import to_float64
 
 # %% auto #0
@@ -38,12 +53,20 @@ def step_lr(step: int, lr: float, step_size: int, gamma: float = 0.1) -> float:
     - Raises TypeError or ValueError on numbers that do not fit.
     - Source: PyTorch's `StepLR`.
     """
-    periods = check_count(step, "step", 0) // check_count(step_size, "step_size")
+    periods = check_count(step, "step", 0) // check_count(
+        step_size, "step_size"
+    )
     return check_real(lr, "lr") * check_real(gamma, "gamma") ** periods
 
 # %% ../nbs/training.ipynb #27636c61
-def cosine_lr(step: int, lr: float, T_max: int, eta_min: float = 0.0, warmup: int = 0,
-              start_factor: float = 0.01) -> float:
+def cosine_lr(
+    step: int,
+    lr: float,
+    T_max: int,
+    eta_min: float = 0.0,
+    warmup: int = 0,
+    start_factor: float = 0.01,
+) -> float:
     r"""Learning rate that climbs in a line, then comes down along half a cosine.
 
     - `step`: $t$ = 0, 1, ...; `lr`: $\eta$, the highest rate; `T_max`: the steps of the
@@ -52,7 +75,11 @@ def cosine_lr(step: int, lr: float, T_max: int, eta_min: float = 0.0, warmup: in
     - Raises TypeError or ValueError on numbers that do not fit.
     - Source: Loshchilov and Hutter (2017); PyTorch's `LinearLR`, `CosineAnnealingLR`.
     """
-    t, lr, low = check_count(step, "step", 0), check_real(lr, "lr"), check_real(eta_min, "eta_min")
+    t, lr, low = (
+        check_count(step, "step", 0),
+        check_real(lr, "lr"),
+        check_real(eta_min, "eta_min"),
+    )
     first = check_real(start_factor, "start_factor", 0, 1 + 1e-9)
     if t < check_count(warmup, "warmup", 0):
         return lr * (first + (1 - first) * t / warmup)
@@ -82,7 +109,15 @@ def _momentum(w, g, m, h):
 def _adamw(w, g, m, v, h):
     "AdamW in place; `h`: the factors, in the order in which `AdamW` sets them."
     b1, new1, b2, new2, keep, rate, root, eps = (
-        h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7])
+        h[0],
+        h[1],
+        h[2],
+        h[3],
+        h[4],
+        h[5],
+        h[6],
+        h[7],
+    )
     for i in range(w.size):
         m[i] = b1 * m[i] + new1 * g[i]
         v[i] = b2 * v[i] + new2 * (g[i] * g[i])
@@ -94,35 +129,50 @@ _LARGE = 1 << 19  # elements from which a step is worth sharing between threads
 
 def _parameter(w: Any, name: str) -> np.ndarray:
     "A parameter, if a kernel can change it in place."
-    if not isinstance(w, np.ndarray) or w.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name}: expected a float32 or float64 array, "
-                        f"got {getattr(w, 'dtype', type(w).__name__)}")
+    if not isinstance(w, np.ndarray) or w.dtype not in (
+        np.float32,
+        np.float64,
+    ):
+        raise TypeError(
+            f"{name}: expected a float32 or float64 array, "
+            f"got {getattr(w, 'dtype', type(w).__name__)}"
+        )
     if not (w.flags.c_contiguous and w.flags.writeable):
-        raise ValueError(f"{name}: expected a contiguous array that can be written to, "
-                         "as it is changed in place")
+        raise ValueError(
+            f"{name}: expected a contiguous array that can be written to, "
+            "as it is changed in place"
+        )
     return w
 
 # %% ../nbs/training.ipynb #718a22b8
 def _refuse(params, grads):
     "Say what is wrong with the gradients `grads` of `params`."
     if wrong := sorted(map(str, grads.keys() ^ params.keys())):
-        raise ValueError(f"grads: expected the names {list(params)}, differs in {wrong}")
+        raise ValueError(
+            f"grads: expected the names {list(params)}, differs in {wrong}"
+        )
     for k, w in params.items():
         g, name = grads[k], f"grads[{k!r}]"
         if type(g) is not np.ndarray or g.dtype != w.dtype:
-            raise TypeError(f"{name}: expected an array of dtype {w.dtype}, got "
-                            f"{type(g).__name__} {getattr(g, 'dtype', '')}")
+            raise TypeError(
+                f"{name}: expected an array of dtype {w.dtype}, got "
+                f"{type(g).__name__} {getattr(g, 'dtype', '')}"
+            )
         if g.shape != w.shape:
-            raise ValueError(f"{name}: expected shape {w.shape}, got {g.shape}")
+            raise ValueError(
+                f"{name}: expected shape {w.shape}, got {g.shape}"
+            )
 
 # %% ../nbs/training.ipynb #845b1111
 def _shared_step(kernel, w, g, memories, h):
     "The step of a large array, shared between threads."
     n = num_threads()
     size = -(-w.size // n)
+
     def part(i):
         rows = slice(i * size, (i + 1) * size)
         kernel(w[rows], g[rows], *(m[rows] for m in memories), h)
+
     in_threads(part, n)
 
 # %% ../nbs/training.ipynb #a8ab7782
@@ -135,17 +185,28 @@ class Optimizer:
     - `state`: name -> the memories of that parameter.
     - Raises TypeError or ValueError on parameters and settings that do not fit.
     """
+
     _kernel: Any
 
-    def __init__(self, params: Mapping[str, np.ndarray], lr: float, memories: int):
+    def __init__(
+        self, params: Mapping[str, np.ndarray], lr: float, memories: int
+    ):
         if not isinstance(params, Mapping):
-            raise TypeError(f"params: expected a dict, got {type(params).__name__}")
-        self.params = {k: _parameter(w, f"params[{k!r}]") for k, w in params.items()}
+            raise TypeError(
+                f"params: expected a dict, got {type(params).__name__}"
+            )
+        self.params = {
+            k: _parameter(w, f"params[{k!r}]") for k, w in params.items()
+        }
         if len({w.dtype for w in self.params.values()}) != 1:
-            raise ValueError("params: expected arrays of one dtype, got "
-                             f"{[str(w.dtype) for w in self.params.values()]}")
-        self.state = {k: tuple(np.zeros_like(w) for _ in range(memories))
-                      for k, w in self.params.items()}
+            raise ValueError(
+                "params: expected arrays of one dtype, got "
+                f"{[str(w.dtype) for w in self.params.values()]}"
+            )
+        self.state = {
+            k: tuple(np.zeros_like(w) for _ in range(memories))
+            for k, w in self.params.items()
+        }
         self.lr, self.steps = lr, 0
         self._bind()
 
@@ -181,7 +242,11 @@ class Optimizer:
             _refuse(self.params, grads)
         for name, shape, _, _ in self._bound:
             g = grads.get(name)
-            if type(g) is not np.ndarray or g.shape != shape or g.dtype != dtype:
+            if (
+                type(g) is not np.ndarray
+                or g.shape != shape
+                or g.dtype != dtype
+            ):
                 _refuse(self.params, grads)
             flat.append(g.ravel())
         return flat
@@ -192,12 +257,16 @@ class Optimizer:
 
     def _bind(self):
         "Flat views of all arrays, made once."
-        self._bound = [(k, w.shape, w.reshape(-1), [m.reshape(-1) for m in self.state[k]])
-                       for k, w in self.params.items()]
+        self._bound = [
+            (k, w.shape, w.reshape(-1), [m.reshape(-1) for m in self.state[k]])
+            for k, w in self.params.items()
+        ]
         self._h = np.zeros(8, next(iter(self.params.values())).dtype)
 
     def __getstate__(self):
-        return {k: a for k, a in self.__dict__.items() if k not in ("_bound", "_h")}
+        return {
+            k: a for k, a in self.__dict__.items() if k not in ("_bound", "_h")
+        }
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -213,13 +282,22 @@ class SGD(Optimizer):
     - Raises TypeError or ValueError on parameters and settings that do not fit.
     - Source: Sutskever et al. (2013); PyTorch's `SGD`.
     """
-    def __init__(self, params: Mapping[str, np.ndarray], lr: float = 1e-3, *,
-                 momentum: float = 0.0, weight_decay: float = 0.0,
-                 nesterov: bool = False):
+
+    def __init__(
+        self,
+        params: Mapping[str, np.ndarray],
+        lr: float = 1e-3,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ):
         self.momentum = check_real(momentum, "momentum", 0, 1)
         self.weight_decay = check_real(weight_decay, "weight_decay")
         if check_flag(nesterov, "nesterov") and not momentum:
-            raise ValueError("nesterov: expected a momentum above 0 with it, got 0")
+            raise ValueError(
+                "nesterov: expected a momentum above 0 with it, got 0"
+            )
         self.nesterov = bool(nesterov)
         super().__init__(params, lr, memories=1 if momentum else 0)
 
@@ -229,7 +307,12 @@ class SGD(Optimizer):
 
     def _factors(self):
         h = self._h
-        h[0], h[1], h[2], h[3] = self.lr, self.weight_decay, self.momentum, self.nesterov
+        h[0], h[1], h[2], h[3] = (
+            self.lr,
+            self.weight_decay,
+            self.momentum,
+            self.nesterov,
+        )
         return h
 
 # %% ../nbs/training.ipynb #68bea548
@@ -242,13 +325,21 @@ class AdamW(Optimizer):
     - Raises TypeError or ValueError on parameters and settings that do not fit.
     - Source: Kingma and Ba (2015), Loshchilov and Hutter (2019); PyTorch's `AdamW`.
     """
-    def __init__(self, params: Mapping[str, np.ndarray], lr: float = 1e-3,
-                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 1e-2):
+
+    def __init__(
+        self,
+        params: Mapping[str, np.ndarray],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
         if not (isinstance(betas, (tuple, list)) and len(betas) == 2):
             raise TypeError(f"betas: expected two numbers, got {betas!r}")
-        self.betas = (check_real(betas[0], "betas[0]", 0, 1),
-                      check_real(betas[1], "betas[1]", 0, 1))
+        self.betas = (
+            check_real(betas[0], "betas[0]", 0, 1),
+            check_real(betas[1], "betas[1]", 0, 1),
+        )
         self.eps = check_real(eps, "eps")
         self.weight_decay = check_real(weight_decay, "weight_decay")
         super().__init__(params, lr, memories=2)
@@ -296,13 +387,22 @@ def clip_grad_norm(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
     """
     check_instance(grads, Mapping, "grads")
     for name, g in grads.items():
-        if not isinstance(g, np.ndarray) or g.dtype not in (np.float32, np.float64):
-            raise TypeError(f"grads[{name!r}]: expected a float32 or float64 array, "
-                            f"got {getattr(g, 'dtype', type(g).__name__)}")
+        if not isinstance(g, np.ndarray) or g.dtype not in (
+            np.float32,
+            np.float64,
+        ):
+            raise TypeError(
+                f"grads[{name!r}]: expected a float32 or float64 array, "
+                f"got {getattr(g, 'dtype', type(g).__name__)}"
+            )
         if not g.flags.writeable:
-            raise ValueError(f"grads[{name!r}]: expected an array that can be written to")
+            raise ValueError(
+                f"grads[{name!r}]: expected an array that can be written to"
+            )
     endless = isinstance(max_norm, float) and max_norm == math.inf
-    limit = math.inf if endless else check_real(max_norm, "max_norm", 0, math.inf)
+    limit = (
+        math.inf if endless else check_real(max_norm, "max_norm", 0, math.inf)
+    )
     with np.errstate(over="ignore"):
         norm = math.hypot(*map(_norm, grads.values()))
     if limit < norm < math.inf:
@@ -322,6 +422,7 @@ class History:
     - `best_epoch`: that of the lowest validation loss, None without validation data.
     - `stopped_early`: whether patience ended it.
     """
+
     epochs: list[int] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
     val_loss: list[float] = field(default_factory=list)
@@ -343,11 +444,20 @@ def _as_inputs(model, x, name="x"):
     for i, part in enumerate(parts):
         at = name if len(parts) == 1 else f"{name}[{i}]"
         numbers = as_float(part, at, dtype=floats)
-        if numbers.ndim < 1 or not 0 < len(numbers) == len(arrays[0] if i else numbers):
-            raise ValueError(f"{at}: expected at least one example, and as many in each "
-                             f"input, got shape {numbers.shape}")
+        if numbers.ndim < 1 or not 0 < len(numbers) == len(
+            arrays[0] if i else numbers
+        ):
+            raise ValueError(
+                f"{at}: expected at least one example, and as many in each "
+                f"input, got shape {numbers.shape}"
+            )
         raw = np.asarray(part)
-        stays = raw.dtype == bool and i > 0 or raw.dtype.kind in "iu" and model.takes_ids
+        stays = (
+            raw.dtype == bool
+            and i > 0
+            or raw.dtype.kind in "iu"
+            and model.takes_ids
+        )
         arrays.append(raw if stays else numbers)
     return tuple(arrays)
 
@@ -357,11 +467,14 @@ def _examples(model, loss, x, y, name_x="x", name_y="y"):
     model.eval()
     x = _as_inputs(model, x, name_x)
     output = model(*(part[:1] for part in x))
-    return x, loss.targets(y, (len(x[0]), *output.shape[1:]), output.dtype, name_y)
+    return x, loss.targets(
+        y, (len(x[0]), *output.shape[1:]), output.dtype, name_y
+    )
 
 # %% ../nbs/training.ipynb #1e77c31b
-def evaluate(model: Layer, loss: Loss, x: _Inputs, y: ArrayLike,
-             batch_size: int = 256) -> tuple[float, float | None]:
+def evaluate(
+    model: Layer, loss: Loss, x: _Inputs, y: ArrayLike, batch_size: int = 256
+) -> tuple[float, float | None]:
     """Mean loss and share of right answers of `model` on examples.
 
     - `x`, `y`: as for `fit`. `batch_size`: how many are answered at once.
@@ -379,7 +492,10 @@ def _evaluate(model, loss, x, y, size):
     "As `evaluate`, of data that were checked."
     total, right, counted = 0.0, 0.0, 0
     for i in range(0, len(y), size):
-        output, target = model(*(part[i:i + size] for part in x)), y[i:i + size]
+        output, target = (
+            model(*(part[i : i + size] for part in x)),
+            y[i : i + size],
+        )
         n, share = loss.count(target), loss.accuracy(output, target)
         total += loss(output, target) * (n if loss.reduction == "mean" else 1)
         right = None if share is None else right + n * share
@@ -389,6 +505,7 @@ def _evaluate(model, loss, x, y, size):
 # %% ../nbs/training.ipynb #11403961
 class _Trainer:
     "Takes the steps of `fit`, and counts them."
+
     def __init__(self, model, loss, optimizer, schedule, max_norm):
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.schedule, self.max_norm, self.steps = schedule, max_norm, 0
@@ -398,9 +515,13 @@ class _Trainer:
         output, cache = self.model.forward(*x)
         value, back = self.loss.forward(output, y)
         if not math.isfinite(value):
-            raise FloatingPointError(f"the loss became {value} after {self.optimizer.steps} "
-                                     f"steps: try a smaller lr than {self.optimizer.lr:g}")
-        _, grads = self.model.backward(self.loss.backward(back), cache, input_grad=False)
+            raise FloatingPointError(
+                f"the loss became {value} after {self.optimizer.steps} "
+                f"steps: try a smaller lr than {self.optimizer.lr:g}"
+            )
+        _, grads = self.model.backward(
+            self.loss.backward(back), cache, input_grad=False
+        )
         if self.max_norm is not None:
             clip_grad_norm(grads, self.max_norm)
         if self.schedule is not None:
@@ -414,23 +535,32 @@ class _Trainer:
         places = [np.empty((size, *part.shape[1:]), part.dtype) for part in x]
         total, counted = 0.0, 0
         for i in range(0, len(order), size):
-            rows = order[i:i + size]
-            batch = [np.take(part, rows, axis=0, out=place[:len(rows)], mode="clip")
-                     for part, place in zip(x, places)]
+            rows = order[i : i + size]
+            batch = [
+                np.take(
+                    part, rows, axis=0, out=place[: len(rows)], mode="clip"
+                )
+                for part, place in zip(x, places)
+            ]
             n = self.loss.count(y[rows])
             counted += n
-            total += self.step(batch, y[rows]) * (n if self.loss.reduction == "mean" else 1)
+            total += self.step(batch, y[rows]) * (
+                n if self.loss.reduction == "mean" else 1
+            )
             bar.update()
         return total / counted
 
 # %% ../nbs/training.ipynb #92bae60c
 class _EarlyStopping:
     "Looks at the validation data, keeps the best weights, says when to stop."
+
     def __init__(self, model, val, patience):
         self.model, self.val, self.patience = model, val, patience
         self.best, self.state = math.inf, {}
         if patience is not None and val is None:
-            raise ValueError("patience: expected validation data with it, got None")
+            raise ValueError(
+                "patience: expected validation data with it, got None"
+            )
         if patience is not None:
             check_count(patience, "patience")
 
@@ -445,9 +575,13 @@ class _EarlyStopping:
         if value < self.best:
             self.best, history.best_epoch = value, history.epochs[-1]
             if self.patience is not None:
-                self.state = {k: a.copy() for k, a in self.model.state_dict().items()}
+                self.state = {
+                    k: a.copy() for k, a in self.model.state_dict().items()
+                }
         waited = history.epochs[-1] - (history.best_epoch or 0)
-        history.stopped_early = self.patience is not None and waited >= self.patience
+        history.stopped_early = (
+            self.patience is not None and waited >= self.patience
+        )
         return history.stopped_early
 
     def finish(self):
@@ -456,7 +590,9 @@ class _EarlyStopping:
             self.model.load_state_dict(self.state)
         for name, w in self.model.params.items():
             if not np.isfinite(w).all():
-                raise FloatingPointError(f"{name} is no longer finite: try a smaller lr")
+                raise FloatingPointError(
+                    f"{name} is no longer finite: try a smaller lr"
+                )
 
 # %% ../nbs/training.ipynb #6b6acb2e
 def _parts(model, loss, optimizer, validation, schedule, callback, max_norm):
@@ -467,7 +603,8 @@ def _parts(model, loss, optimizer, validation, schedule, callback, max_norm):
     if any(optimizer.params.get(k) is not w for k, w in model.params.items()):
         raise ValueError("optimizer: expected one made of this model's params")
     if validation is not None and not (
-            isinstance(validation, (tuple, list)) and len(validation) == 2):
+        isinstance(validation, (tuple, list)) and len(validation) == 2
+    ):
         raise ValueError("validation: expected inputs and targets, two arrays")
     for value, name in ((schedule, "schedule"), (callback, "callback")):
         if value is not None:
@@ -476,13 +613,24 @@ def _parts(model, loss, optimizer, validation, schedule, callback, max_norm):
         check_real(max_norm, "max_norm", np.finfo(float).tiny)
 
 # %% ../nbs/training.ipynb #ce2c647c
-def fit(model: Layer, loss: Loss, optimizer: Optimizer, x: _Inputs, y: ArrayLike, *,
-        epochs: int = 10, batch_size: int = 32,
-        validation: tuple[_Inputs, ArrayLike] | None = None,
-        schedule: Callable[[int], float] | None = None, patience: int | None = None,
-        shuffle: bool = True, rng: Any = None, max_norm: float | None = None,
-        callback: Callable[[History], Any] | None = None,
-        progress: bool = True) -> History:
+def fit(
+    model: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    x: _Inputs,
+    y: ArrayLike,
+    *,
+    epochs: int = 10,
+    batch_size: int = 32,
+    validation: tuple[_Inputs, ArrayLike] | None = None,
+    schedule: Callable[[int], float] | None = None,
+    patience: int | None = None,
+    shuffle: bool = True,
+    rng: Any = None,
+    max_norm: float | None = None,
+    callback: Callable[[History], Any] | None = None,
+    progress: bool = True,
+) -> History:
     """Train `model` in place, and leave it in evaluation mode.
 
     - `x`: (m, ...), taken in the model's dtype, or whole numbers where the model takes
@@ -505,14 +653,32 @@ def fit(model: Layer, loss: Loss, optimizer: Optimizer, x: _Inputs, y: ArrayLike
     """
     _parts(model, loss, optimizer, validation, schedule, callback, max_norm)
     xs, ys = _examples(model, loss, x, y)
-    val = None if validation is None else _examples(
-        model, loss, *validation, "validation x", "validation y")
-    epochs, size = check_count(epochs, "epochs"), check_count(batch_size, "batch_size")
+    val = (
+        None
+        if validation is None
+        else _examples(
+            model, loss, *validation, "validation x", "validation y"
+        )
+    )
+    epochs, size = (
+        check_count(epochs, "epochs"),
+        check_count(batch_size, "batch_size"),
+    )
     early_stopping = _EarlyStopping(model, val, patience)
     trainer = _Trainer(model, loss, optimizer, schedule, max_norm)
-    rng, size, history = np.random.default_rng(rng), min(size, len(ys)), History()
-    with (np.errstate(over="ignore", invalid="ignore"),  # it is looked for below
-          tqdm(total=epochs * -(-len(ys) // size), unit="step", disable=not progress) as bar):
+    rng, size, history = (
+        np.random.default_rng(rng),
+        min(size, len(ys)),
+        History(),
+    )
+    with (
+        np.errstate(over="ignore", invalid="ignore"),  # it is looked for below
+        tqdm(
+            total=epochs * -(-len(ys) // size),
+            unit="step",
+            disable=not progress,
+        ) as bar,
+    ):
         for epoch in range(epochs):
             began = perf_counter()
             order = rng.permutation(len(ys)) if shuffle else np.arange(len(ys))
@@ -523,7 +689,9 @@ def fit(model: Layer, loss: Loss, optimizer: Optimizer, x: _Inputs, y: ArrayLike
             history.lr.append(optimizer.lr)
             stop = early_stopping.look(history, loss)
             history.seconds.append(perf_counter() - began)
-            bar.set_postfix({"loss": f"{(history.val_loss or history.train_loss)[-1]:.4f}"})
+            bar.set_postfix(
+                {"loss": f"{(history.val_loss or history.train_loss)[-1]:.4f}"}
+            )
             if (callback is not None and callback(history)) or stop:
                 break
     early_stopping.finish()
@@ -537,7 +705,10 @@ class Dropout(Layer):
     - Raises ValueError or TypeError unless `p` is a number from 0 to below 1.
     - Source: Srivastava et al. (2014).
     """
-    def __init__(self, p: float = 0.5, rng: np.random.Generator | int | None = None):
+
+    def __init__(
+        self, p: float = 0.5, rng: np.random.Generator | int | None = None
+    ):
         super().__init__()
         self.p, self.rng = check_real(p, "p", 0, 1), check_rng(rng)
 
@@ -546,8 +717,9 @@ class Dropout(Layer):
         scale = dropout_scale(x, self.p, self.rng) if self.training else None
         return (x if scale is None else x * scale), (scale, x.shape, x.dtype)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         scale, shape, dtype = cache
         grad = check_array(grad, shape, dtype)
         return (grad if scale is None else grad * scale), {}
@@ -556,7 +728,9 @@ class Dropout(Layer):
         return f"Dropout(p={self.p:g})"
 
 # %% ../nbs/training.ipynb #3886062f
-def dropout_scale(x: np.ndarray, p: float, rng: np.random.Generator) -> np.ndarray | None:
+def dropout_scale(
+    x: np.ndarray, p: float, rng: np.random.Generator
+) -> np.ndarray | None:
     "By what each entry is multiplied: 0 or 1 / (1 - p); None where p is 0."
     if p == 0:
         return None
@@ -572,7 +746,9 @@ def save(model: Layer, path: str | Path) -> None:
     """
     check_instance(model, Layer, "model")
     check_instance(path, (str, Path), "path")
-    state = {k: np.asarray(a, order="C") for k, a in model.state_dict().items()}
+    state = {
+        k: np.asarray(a, order="C") for k, a in model.state_dict().items()
+    }
     try:
         save_file(state, path)
     except SafetensorError as e:
@@ -593,5 +769,7 @@ def load(model: Layer, path: str | Path) -> None:
     try:
         state = load_file(path)
     except (SafetensorError, KeyError, TypeError) as e:
-        raise ValueError(f"path: expected a safetensors file of floats, {path}: {e}") from e
+        raise ValueError(
+            f"path: expected a safetensors file of floats, {path}: {e}"
+        ) from e
     model.load_state_dict(state)

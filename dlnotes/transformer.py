@@ -14,16 +14,32 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from .core.arguments import FLOATS, as_float, check_array, check_count
 from .core.arguments import check_flag, check_float_dtype, check_input
-from .core.arguments import check_mask, check_real, check_rng, check_step_tokens
+from dlnotes.core.arguments import (
+    check_mask,
+    check_real,
+    check_rng,
+    check_step_tokens,
+)
 from .core.arguments import check_tokens
 from .core.execution import compiled, parallel_for
-from .core.layers import Composite, Layer, Sequential, uniform_parameters
+from dlnotes.core.layers import (
+    Composite,
+    Layer,
+    Sequential,
+    uniform_parameters,
+)
 from .gradients import LayerNorm, xavier_uniform
 from .kernels.elementary import fast_exp
 from .kernels.microkernels import FUSED, row_dot, row_max, row_sum
 from .kernels.sharing import run_shared
-from .kernels.tiled_attention import attention_backward, attention_forward
-from .kernels.tiled_attention import attention_weights, mask_with_four_axes
+from dlnotes.kernels.tiled_attention import (
+    attention_backward,
+    attention_forward,
+)
+from dlnotes.kernels.tiled_attention import (
+    attention_weights,
+    mask_with_four_axes,
+)
 from .kernels.tiled_attention import table_attention
 from .mlp import GELU, Linear, ReLU
 from .rnn import Embedding
@@ -80,8 +96,14 @@ def online_attention_kernel(q, k, v, scale, y):
 
 # %% ../nbs/transformer.ipynb #129282d7
 #| code-fold: true
-def _arguments(query: ArrayLike, key: ArrayLike, value: ArrayLike, attn_mask: ArrayLike | None,
-               is_causal: bool, scale: float | None) -> tuple:
+def _arguments(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    attn_mask: ArrayLike | None,
+    is_causal: bool,
+    scale: float | None,
+) -> tuple:
     "The arguments of `attention_forward`, looked at."
     check_flag(is_causal, "is_causal")
     if scale is not None:
@@ -90,20 +112,37 @@ def _arguments(query: ArrayLike, key: ArrayLike, value: ArrayLike, attn_mask: Ar
         try:
             attn_mask = np.asarray(attn_mask)
         except ValueError as e:
-            raise ValueError("attn_mask: expected an array, got rows of unequal length") from e
+            raise ValueError(
+                "attn_mask: expected an array, got rows of unequal length"
+            ) from e
         if attn_mask.dtype != bool and attn_mask.dtype not in FLOATS:
-            raise TypeError(f"attn_mask: expected bool or float, got dtype {attn_mask.dtype}")
+            raise TypeError(
+                f"attn_mask: expected bool or float, got dtype {attn_mask.dtype}"
+            )
         if attn_mask.dtype != bool and not (attn_mask < np.inf).all():
-            raise ValueError("attn_mask: expected numbers below infinity, got NaN or infinity")
-    return (as_float(query, "query"), as_float(key, "key"), as_float(value, "value"),
-            attn_mask, is_causal, scale)
+            raise ValueError(
+                "attn_mask: expected numbers below infinity, got NaN or infinity"
+            )
+    return (
+        as_float(query, "query"),
+        as_float(key, "key"),
+        as_float(value, "value"),
+        attn_mask,
+        is_causal,
+        scale,
+    )
 
 # %% ../nbs/transformer.ipynb #f3bd8064
 #| code-fold: true
-def scaled_dot_product_attention(query: ArrayLike, key: ArrayLike, value: ArrayLike,
-                                 attn_mask: ArrayLike | None = None, *,
-                                 is_causal: bool = False,
-                                 scale: float | None = None) -> np.ndarray:
+def scaled_dot_product_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> np.ndarray:
     r"""The mean of the values of each query, weighted by softmax of its scores with the keys.
 
     - `query` (..., L, E), `key` (..., S, E), `value` (..., S, Ev), the axes before them the
@@ -117,28 +156,44 @@ def scaled_dot_product_attention(query: ArrayLike, key: ArrayLike, value: ArrayL
       fit, NaN and infinity.
     - Source: Dao et al. (2022), with the layout of @sec-dot_product-layout.
     """
-    return attention_forward(*_arguments(query, key, value, attn_mask, is_causal, scale))[0]
+    return attention_forward(
+        *_arguments(query, key, value, attn_mask, is_causal, scale)
+    )[0]
 
 # %% ../nbs/transformer.ipynb #8637b64c
 #| code-fold: true
 def scaled_dot_product_attention_backward(
-        grad: ArrayLike, query: ArrayLike, key: ArrayLike, value: ArrayLike,
-        attn_mask: ArrayLike | None = None, *, is_causal: bool = False,
-        scale: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    grad: ArrayLike,
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """From the gradient by the answer (..., L, Ev), those by query, key and value.
 
     - The other arguments as in `scaled_dot_product_attention`, which is run again. None is
       given by `attn_mask`.
     - Raises TypeError or ValueError as it does, and where `grad` does not fit.
     """
-    out, cache = attention_forward(*_arguments(query, key, value, attn_mask, is_causal, scale))
-    dq, dk, dv = attention_backward(as_float(grad, "grad", out.shape, out.dtype), cache)
+    out, cache = attention_forward(
+        *_arguments(query, key, value, attn_mask, is_causal, scale)
+    )
+    dq, dk, dv = attention_backward(
+        as_float(grad, "grad", out.shape, out.dtype), cache
+    )
     return dq, dk, dv
 
 # %% ../nbs/transformer.ipynb #c83ce59f
 #| code-fold: true
-def _visible(shape: tuple[int, int, int, int], key_padding_mask: Any, attn_mask: Any,
-             names: tuple[str, str]) -> np.ndarray | None:
+def _visible(
+    shape: tuple[int, int, int, int],
+    key_padding_mask: Any,
+    attn_mask: Any,
+    names: tuple[str, str],
+) -> np.ndarray | None:
     "Both masks as one that suits scores of `shape` (m, heads, T, S); None: all is visible."
     m, h, t, s = shape
     mask = None
@@ -152,11 +207,16 @@ def _visible(shape: tuple[int, int, int, int], key_padding_mask: Any, attn_mask:
 
 # %% ../nbs/transformer.ipynb #c6e63162
 #| code-fold: true
-def _table_options(q: np.ndarray, k: np.ndarray, mask: np.ndarray | None,
-                   is_causal: bool) -> tuple[np.ndarray, bool, Any]:
+def _table_options(
+    q: np.ndarray, k: np.ndarray, mask: np.ndarray | None, is_causal: bool
+) -> tuple[np.ndarray, bool, Any]:
     "Mask, `is_causal` and scale as `table_attention` takes them."
     shape = (*q.shape[:3], k.shape[2])
-    return mask_with_four_axes(mask, shape, q.dtype), is_causal, q.dtype.type(q.shape[3] ** -0.5)
+    return (
+        mask_with_four_axes(mask, shape, q.dtype),
+        is_causal,
+        q.dtype.type(q.shape[3] ** -0.5),
+    )
 
 # %% ../nbs/transformer.ipynb #4dcb87fa
 @compiled(fastmath=FUSED)
@@ -166,9 +226,9 @@ def _one_query(q, store, layer, real, heads, y):
     p, root = np.empty(store.shape[1], y.dtype), y.dtype.type(1 / np.sqrt(d))
     for i in range(y.shape[0]):
         for h in range(heads):
-            query, out = q[i, h * d:(h + 1) * d], y[i, h * d:(h + 1) * d]
+            query, out = q[i, h * d : (h + 1) * d], y[i, h * d : (h + 1) * d]
             for s in range(p.size):
-                key = store[i, s, layer, 0, h * d:(h + 1) * d]
+                key = store[i, s, layer, 0, h * d : (h + 1) * d]
                 p[s] = row_dot(query, key) * root if real[i, s] else low
             top = row_max(p)
             shift = top if top > low else zero
@@ -177,7 +237,7 @@ def _one_query(q, store, layer, real, heads, y):
             out[:] = 0
             for s in range(p.size):
                 if real[i, s]:
-                    value = store[i, s, layer, 1, h * d:(h + 1) * d]
+                    value = store[i, s, layer, 1, h * d : (h + 1) * d]
                     for j in range(d):
                         out[j] += p[s] * value[j]
             total = row_sum(p)
@@ -194,22 +254,31 @@ def _rotate_pairs(x, cos, sin, heads, start, stop):
                 row, c, s = x[i, t, h], cos[t], sin[t]
                 for j in range(c.size):
                     a, b = row[2 * j], row[2 * j + 1]
-                    row[2 * j], row[2 * j + 1] = a * c[j] - b * s[j], a * s[j] + b * c[j]
+                    row[2 * j], row[2 * j + 1] = (
+                        a * c[j] - b * s[j],
+                        a * s[j] + b * c[j],
+                    )
 
 # %% ../nbs/transformer.ipynb #9eaa3962
 @lru_cache(maxsize=32)
 def _rotation_tables(steps: int, d: int, dtype: Any) -> np.ndarray:
     "Cosines, sines and their negatives, (3, steps, d / 2), of the angles."
     angles = np.arange(steps)[:, None] * 10000.0 ** (-np.arange(0, d, 2) / d)
-    return np.stack([np.cos(angles), np.sin(angles), -np.sin(angles)]).astype(dtype)
+    return np.stack([np.cos(angles), np.sin(angles), -np.sin(angles)]).astype(
+        dtype
+    )
 
 # %% ../nbs/transformer.ipynb #87e74ade
-def _rotate_in_place(x: np.ndarray, heads: int, first: int = 0, back: bool = False) -> None:
+def _rotate_in_place(
+    x: np.ndarray, heads: int, first: int = 0, back: bool = False
+) -> None:
     "Turn the first `heads` heads of `x` by their positions, `first` and what follows, in place."
     stop = first + x.shape[1]
     steps = max(64, 1 << (stop - 1).bit_length())
     tables = _rotation_tables(steps, x.shape[3], x.dtype)[:, first:stop]
-    run_shared(_rotate_pairs, len(x), x.size, x, tables[0], tables[1 + back], heads)
+    run_shared(
+        _rotate_pairs, len(x), x.size, x, tables[0], tables[1 + back], heads
+    )
 
 # %% ../nbs/transformer.ipynb #dd92aedc
 class MultiHeadAttention(Layer):
@@ -229,34 +298,65 @@ class MultiHeadAttention(Layer):
     - Raises ValueError or TypeError on sizes, shapes, dtypes and masks that do not fit.
     - Source: Vaswani et al. (2017); PyTorch's `MultiheadAttention`, with the batch first.
     """
-    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0,
-                 bias: bool = True, *, rotary: bool = False,
-                 rng: np.random.Generator | int | None = None, dtype: DTypeLike = np.float32):
-        d, h = check_count(embed_dim, "embed_dim"), check_count(num_heads, "num_heads")
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        *,
+        rotary: bool = False,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
+        d, h = (
+            check_count(embed_dim, "embed_dim"),
+            check_count(num_heads, "num_heads"),
+        )
         if d % h:
-            raise ValueError(f"embed_dim: expected a multiple of num_heads, {h}, got {d}")
+            raise ValueError(
+                f"embed_dim: expected a multiple of num_heads, {h}, got {d}"
+            )
         if check_flag(rotary, "rotary") and d // h % 2:
-            raise ValueError(f"embed_dim: expected an even number for each of {h} heads if "
-                             f"rotary, got {d}")
+            raise ValueError(
+                f"embed_dim: expected an even number for each of {h} heads if "
+                f"rotary, got {d}"
+            )
         self.num_heads, self.rotary, rng = h, rotary, check_rng(rng)
         p = check_real(dropout, "dropout", 0, 1)
-        self.dropout = Dropout(p, rng)  # not among the parts of what holds this layer
+        self.dropout = Dropout(
+            p, rng
+        )  # not among the parts of what holds this layer
         out = uniform_parameters({"out_proj.weight": (d, d)}, d, rng, dtype)
-        self.params = {"in_proj_weight": xavier_uniform((3 * d, d), rng=rng, dtype=dtype),
-                       "in_proj_bias": np.zeros(3 * d, dtype), **out,
-                       "out_proj.bias": np.zeros(d, dtype)}
+        self.params = {
+            "in_proj_weight": xavier_uniform((3 * d, d), rng=rng, dtype=dtype),
+            "in_proj_bias": np.zeros(3 * d, dtype),
+            **out,
+            "out_proj.bias": np.zeros(d, dtype),
+        }
         if not check_flag(bias, "bias"):
             del self.params["in_proj_bias"], self.params["out_proj.bias"]
 
-    def forward(self, query: np.ndarray, key: np.ndarray | None = None,  # type: ignore[override]
-                value: np.ndarray | None = None, key_padding_mask: Any = None,
-                attn_mask: Any = None, is_causal: bool = False) -> tuple[np.ndarray, Any]:
+    def forward(
+        self,
+        query: np.ndarray,
+        key: np.ndarray | None = None,  # type: ignore[override]
+        value: np.ndarray | None = None,
+        key_padding_mask: Any = None,
+        attn_mask: Any = None,
+        is_causal: bool = False,
+    ) -> tuple[np.ndarray, Any]:
         inputs = self._inputs(query, key, value)
         mask = self._seen(inputs, key_padding_mask, attn_mask)
         return self._attend(inputs, mask, check_flag(is_causal, "is_causal"))
 
-    def _attend(self, inputs: list[np.ndarray], mask: np.ndarray | None,
-                is_causal: bool) -> tuple[np.ndarray, Any]:
+    def _attend(
+        self,
+        inputs: list[np.ndarray],
+        mask: np.ndarray | None,
+        is_causal: bool,
+    ) -> tuple[np.ndarray, Any]:
         "As `forward`, from arguments that were looked at."
         q, k, v = self._heads(inputs)
         if self.dropout.training and self.dropout.p > 0:
@@ -265,7 +365,11 @@ class MultiHeadAttention(Layer):
         else:
             y, cache = attention_forward(q, k, v, mask, is_causal)
         y = y.transpose(0, 2, 1, 3).reshape(-1, inputs[0].shape[2])
-        return self._linear("out_proj.", y).reshape(inputs[0].shape), (inputs, y, cache)
+        return self._linear("out_proj.", y).reshape(inputs[0].shape), (
+            inputs,
+            y,
+            cache,
+        )
 
     def _dropped(self, p: np.ndarray) -> tuple[np.ndarray, Any]:
         "Weights after dropout, and by what they were multiplied."
@@ -276,34 +380,54 @@ class MultiHeadAttention(Layer):
         self.dropout.train(mode)
         return super().train(mode)
 
-    def weights(self, query: np.ndarray, key: np.ndarray | None = None,
-                key_padding_mask: Any = None, attn_mask: Any = None,
-                is_causal: bool = False) -> np.ndarray:
+    def weights(
+        self,
+        query: np.ndarray,
+        key: np.ndarray | None = None,
+        key_padding_mask: Any = None,
+        attn_mask: Any = None,
+        is_causal: bool = False,
+    ) -> np.ndarray:
         "How much each query draws from each key, by head: (m, num_heads, T, S)."
         inputs = self._inputs(query, key, None)
         mask = self._seen(inputs, key_padding_mask, attn_mask)
         q, k, _ = self._heads(inputs)
-        options = _table_options(q, k, mask, check_flag(is_causal, "is_causal"))
+        options = _table_options(
+            q, k, mask, check_flag(is_causal, "is_causal")
+        )
         return attention_weights(q, k, *options)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         "(grad_query, grads), or a tuple of gradients where `forward` was given two or three."
         inputs, y, cache = cache
         check_array(grad, inputs[0].shape, y.dtype)
         flat = grad.reshape(y.shape)
         heads = np.dot(flat, self.params["out_proj.weight"])
-        heads = heads.reshape(*grad.shape[:2], self.num_heads, -1).transpose(0, 2, 1, 3)
+        heads = heads.reshape(*grad.shape[:2], self.num_heads, -1).transpose(
+            0, 2, 1, 3
+        )
         parts = attention_backward(heads, cache)
-        grads = {"out_proj.weight": np.dot(flat.T, y),
-                 "out_proj.bias": np.dot(np.ones(len(flat), flat.dtype), flat)}
+        grads = {
+            "out_proj.weight": np.dot(flat.T, y),
+            "out_proj.bias": np.dot(np.ones(len(flat), flat.dtype), flat),
+        }
         grad_inputs, grads_in = self._heads_backward(parts, inputs, input_grad)
         grads |= grads_in
-        return (tuple(grad_inputs) if len(inputs) > 1 else grad_inputs[0],
-                {name: grads[name] for name in self.params})
+        return (
+            tuple(grad_inputs) if len(inputs) > 1 else grad_inputs[0],
+            {name: grads[name] for name in self.params},
+        )
 
-    def _step(self, x: np.ndarray, store: np.ndarray, layer: int, real: np.ndarray,
-              own: bool) -> tuple[np.ndarray, Any]:
+    def _step(
+        self,
+        x: np.ndarray,
+        store: np.ndarray,
+        layer: int,
+        real: np.ndarray,
+        own: bool,
+    ) -> tuple[np.ndarray, Any]:
         """What one position (m, embed_dim) draws from what is stored of `layer`.
 
         - `own`: whether its own key and value are the last there, and yet to be written.
@@ -311,16 +435,26 @@ class MultiHeadAttention(Layer):
         d = x.shape[1]
         q = self._linear("in_proj_", x, slice(3 * d if own else d))
         if self.rotary and own:
-            _rotate_in_place(q.reshape(len(x), 1, 3 * self.num_heads, -1), 2 * self.num_heads,
-                  store.shape[1] - 1)
+            _rotate_in_place(
+                q.reshape(len(x), 1, 3 * self.num_heads, -1),
+                2 * self.num_heads,
+                store.shape[1] - 1,
+            )
         if own:
             store[:, -1, layer] = q[:, d:].reshape(-1, 2, d)
         y = np.empty(x.shape, x.dtype)
-        parallel_for(lambda i, j: _one_query(q[i:j], store[i:j], layer, real[i:j], self.num_heads,
-                                        y[i:j]), len(x), 4 * store.shape[1] * x.size)
+        parallel_for(
+            lambda i, j: _one_query(
+                q[i:j], store[i:j], layer, real[i:j], self.num_heads, y[i:j]
+            ),
+            len(x),
+            4 * store.shape[1] * x.size,
+        )
         return self._linear("out_proj.", y), None
 
-    def _stored(self, memory: np.ndarray, store: np.ndarray, layer: int) -> None:
+    def _stored(
+        self, memory: np.ndarray, store: np.ndarray, layer: int
+    ) -> None:
         "Keep keys and values of `memory` (m, S, embed_dim) for `layer`."
         d = memory.shape[2]
         y = self._linear("in_proj_", memory.reshape(-1, d), slice(d, 3 * d))
@@ -329,38 +463,63 @@ class MultiHeadAttention(Layer):
     def _inputs(self, query: Any, key: Any, value: Any) -> list[np.ndarray]:
         "What was given, if it fits."
         if key is None and value is not None:
-            raise ValueError("key: expected an array where there is a value, got None")
+            raise ValueError(
+                "key: expected an array where there is a value, got None"
+            )
         inputs = [self._vectors(query, "query")]
         for x, name in ((key, "key"), (value, "value")):
             if x is not None:
                 inputs.append(self._vectors(x, name, len(inputs[0])))
         if len(inputs) == 3 and inputs[2].shape != inputs[1].shape:
-            raise ValueError(f"value: expected shape {inputs[1].shape}, as key has, "
-                             f"got {inputs[2].shape}")
+            raise ValueError(
+                f"value: expected shape {inputs[1].shape}, as key has, "
+                f"got {inputs[2].shape}"
+            )
         return inputs
 
     def _vectors(self, x: Any, name: str, m: int | None = None) -> np.ndarray:
         "The argument `name` as vectors (m, steps, embed_dim), at least one of each."
         weight = self.params["out_proj.weight"]
         x = check_input(x, name, weight)
-        if x.ndim != 3 or x.shape[2] != len(weight) or 0 in x.shape or m not in (None, len(x)):
-            raise ValueError(f"{name}: expected shape ({m or 'm'}, steps, {len(weight)}) with at "
-                             f"least one example and one step, got {x.shape}")
+        if (
+            x.ndim != 3
+            or x.shape[2] != len(weight)
+            or 0 in x.shape
+            or m not in (None, len(x))
+        ):
+            raise ValueError(
+                f"{name}: expected shape ({m or 'm'}, steps, {len(weight)}) with at "
+                f"least one example and one step, got {x.shape}"
+            )
         return x
 
-    def _seen(self, inputs: list[np.ndarray], key_padding_mask: Any, attn_mask: Any,
-              names: tuple[str, str] = ("key_padding_mask", "attn_mask")) -> np.ndarray | None:
+    def _seen(
+        self,
+        inputs: list[np.ndarray],
+        key_padding_mask: Any,
+        attn_mask: Any,
+        names: tuple[str, str] = ("key_padding_mask", "attn_mask"),
+    ) -> np.ndarray | None:
         "Both masks as one, if they fit the inputs."
-        shape = (len(inputs[0]), self.num_heads, inputs[0].shape[1], inputs[-1].shape[1])
+        shape = (
+            len(inputs[0]),
+            self.num_heads,
+            inputs[0].shape[1],
+            inputs[-1].shape[1],
+        )
         return _visible(shape, key_padding_mask, attn_mask, names)
 
-    def _rows(self, inputs: list[np.ndarray]) -> list[tuple[np.ndarray, slice]]:
+    def _rows(
+        self, inputs: list[np.ndarray]
+    ) -> list[tuple[np.ndarray, slice]]:
         "What queries, keys and values are made of, and by which rows of `in_proj_weight`."
         d = inputs[0].shape[2]
         three = [*inputs, *inputs[-1:] * (3 - len(inputs))]
         return [(x, slice(k * d, (k + 1) * d)) for k, x in enumerate(three)]
 
-    def _linear(self, name: str, x: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
+    def _linear(
+        self, name: str, x: np.ndarray, rows: slice = slice(None)
+    ) -> np.ndarray:
         y = np.dot(x, self.params[name + "weight"][rows].T)
         if name + "bias" in self.params:
             y += self.params[name + "bias"][rows]
@@ -377,25 +536,43 @@ class MultiHeadAttention(Layer):
             parts.append(y.transpose(0, 2, 1, 3))
         return parts
 
-    def _heads_backward(self, parts: Any, inputs: list[np.ndarray],
-                        input_grad: bool) -> tuple[list[Any], dict[str, np.ndarray]]:
+    def _heads_backward(
+        self, parts: Any, inputs: list[np.ndarray], input_grad: bool
+    ) -> tuple[list[Any], dict[str, np.ndarray]]:
         "Gradients by the inputs and by the weights that made the heads, from those by these."
         weight, d = self.params["in_proj_weight"], inputs[0].shape[2]
         by_inputs: list[Any] = []
-        grads = {"in_proj_weight": np.empty_like(weight),
-                 "in_proj_bias": np.empty(len(weight), weight.dtype)}
-        for i, x in enumerate(inputs):  # the last one stands for those that were not given
+        grads = {
+            "in_proj_weight": np.empty_like(weight),
+            "in_proj_bias": np.empty(len(weight), weight.dtype),
+        }
+        for i, x in enumerate(
+            inputs
+        ):  # the last one stands for those that were not given
             n = 1 if i < len(inputs) - 1 else 3 - i
-            side = np.empty((*x.shape[:2], n, self.num_heads, d // self.num_heads), x.dtype)
+            side = np.empty(
+                (*x.shape[:2], n, self.num_heads, d // self.num_heads), x.dtype
+            )
             for k in range(n):
                 side[:, :, k] = parts[i + k].transpose(0, 2, 1, 3)
             if self.rotary and i < 2:
-                _rotate_in_place(side.reshape(*x.shape[:2], n * self.num_heads, -1),
-                      min(n, 2 - i) * self.num_heads, back=True)
+                _rotate_in_place(
+                    side.reshape(*x.shape[:2], n * self.num_heads, -1),
+                    min(n, 2 - i) * self.num_heads,
+                    back=True,
+                )
             flat, rows = side.reshape(-1, n * d), slice(i * d, (i + n) * d)
             np.dot(flat.T, x.reshape(-1, d), out=grads["in_proj_weight"][rows])
-            np.dot(np.ones(len(flat), flat.dtype), flat, out=grads["in_proj_bias"][rows])
-            by_inputs.append(np.dot(flat, weight[rows]).reshape(x.shape) if input_grad else None)
+            np.dot(
+                np.ones(len(flat), flat.dtype),
+                flat,
+                out=grads["in_proj_bias"][rows],
+            )
+            by_inputs.append(
+                np.dot(flat, weight[rows]).reshape(x.shape)
+                if input_grad
+                else None
+            )
         return by_inputs, grads
 
     def __repr__(self) -> str:
@@ -403,8 +580,9 @@ class MultiHeadAttention(Layer):
         return f"MultiHeadAttention({d}, {self.num_heads})"
 
 # %% ../nbs/transformer.ipynb #f4b4b363
-def sinusoidal_positions(length: int, d_model: int,
-                         dtype: DTypeLike = np.float32) -> np.ndarray:
+def sinusoidal_positions(
+    length: int, d_model: int, dtype: DTypeLike = np.float32
+) -> np.ndarray:
     r"""Sines and cosines (length, d_model) that say where a position is.
 
     - Column 2i is $\sin(t\,\omega_i)$ and column 2i + 1 is $\cos(t\,\omega_i)$ at position t,
@@ -413,8 +591,15 @@ def sinusoidal_positions(length: int, d_model: int,
     - Source: Vaswani et al. (2017), section 3.5.
     """
     check_float_dtype(dtype)
-    angles = _angles(np.arange(check_count(length, "length", 0)), d_model, "d_model")
-    return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, -1).astype(dtype)
+    angles = _angles(
+        np.arange(check_count(length, "length", 0)), d_model, "d_model"
+    )
+    return (
+        np.stack([np.sin(angles), np.cos(angles)], -1)
+        .reshape(length, -1)
+        .astype(dtype)
+    )
+
 
 def _angles(t: np.ndarray, d: int, name: str) -> np.ndarray:
     "The angle of each pair of d numbers at positions `t`: (..., d / 2)."
@@ -435,36 +620,71 @@ def rotate(x: ArrayLike, start: int = 0) -> np.ndarray:
     x = as_float(x, "x")
     if x.ndim < 2:
         raise ValueError(f"x: expected shape (..., T, d), got {x.shape}")
-    t = np.arange(x.shape[-2]) + check_count(start, "start", -2**53)
+    t = np.arange(x.shape[-2]) + check_count(start, "start", -(2**53))
     angles = _angles(t, x.shape[-1], "x.shape[-1]").astype(np.float64)
     cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
     a, b = x[..., ::2], x[..., 1::2]
-    return np.stack([a * cos - b * sin, a * sin + b * cos], -1).reshape(x.shape)
+    return np.stack([a * cos - b * sin, a * sin + b * cos], -1).reshape(
+        x.shape
+    )
 
 # %% ../nbs/transformer.ipynb #b269f552
 class _Block(Composite):
     "Sublayers with residuals: norm1, dropout1 and so on belong to sublayer 1 and so on."
-    def __init__(self, attentions: tuple[str, ...], d_model: int, nhead: int,
-                 dim_feedforward: int, dropout: float, activation: str, layer_norm_eps: float,
-                 norm_first: bool, bias: bool, rotary: bool, rng: Any, dtype: DTypeLike):
+
+    def __init__(
+        self,
+        attentions: tuple[str, ...],
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int,
+        dropout: float,
+        activation: str,
+        layer_norm_eps: float,
+        norm_first: bool,
+        bias: bool,
+        rotary: bool,
+        rng: Any,
+        dtype: DTypeLike,
+    ):
         if check_count(d_model, "d_model") % check_count(nhead, "nhead"):
-            raise ValueError(f"d_model: expected a multiple of nhead, {nhead}, got {d_model}")
+            raise ValueError(
+                f"d_model: expected a multiple of nhead, {nhead}, got {d_model}"
+            )
         check_count(dim_feedforward, "dim_feedforward")
         check_real(dropout, "dropout", 0, 1)
         rng = check_rng(rng)
         if activation not in ("relu", "gelu"):
-            raise ValueError(f"activation: expected 'relu' or 'gelu', got {activation!r}")
+            raise ValueError(
+                f"activation: expected 'relu' or 'gelu', got {activation!r}"
+            )
         self.norm_first = check_flag(norm_first, "norm_first")
         parts: dict[str, Layer] = {
-            **{name: MultiHeadAttention(d_model, nhead, dropout, bias, rng=rng, dtype=dtype,
-                                        rotary=rotary and name == "self_attn")
-               for name in attentions},
-            "linear1": Linear(d_model, dim_feedforward, bias, rng=rng, dtype=dtype),
+            **{
+                name: MultiHeadAttention(
+                    d_model,
+                    nhead,
+                    dropout,
+                    bias,
+                    rng=rng,
+                    dtype=dtype,
+                    rotary=rotary and name == "self_attn",
+                )
+                for name in attentions
+            },
+            "linear1": Linear(
+                d_model, dim_feedforward, bias, rng=rng, dtype=dtype
+            ),
             "activation": ReLU() if activation == "relu" else GELU(),
             "dropout": Dropout(dropout, rng),
-            "linear2": Linear(dim_feedforward, d_model, bias, rng=rng, dtype=dtype)}
+            "linear2": Linear(
+                dim_feedforward, d_model, bias, rng=rng, dtype=dtype
+            ),
+        }
         for k in range(1, len(attentions) + 2):
-            parts[f"norm{k}"] = LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=dtype)
+            parts[f"norm{k}"] = LayerNorm(
+                d_model, layer_norm_eps, bias=bias, dtype=dtype
+            )
             parts[f"dropout{k}"] = Dropout(dropout, rng)
         super().__init__(**parts)
 
@@ -473,7 +693,9 @@ class _Block(Composite):
         d = len(attention.params["out_proj.weight"])
         return f"{type(self).__name__}({d}, {attention.num_heads})"
 
-    def _ahead(self, k: int, x: np.ndarray, f: Callable) -> tuple[np.ndarray, Any]:
+    def _ahead(
+        self, k: int, x: np.ndarray, f: Callable
+    ) -> tuple[np.ndarray, Any]:
         "Sublayer `k` on `x`, and its cache."
         norm, dropout = self.parts[f"norm{k}"], self.parts[f"dropout{k}"]
         if self.norm_first:
@@ -488,8 +710,9 @@ class _Block(Composite):
         y, of_norm = norm.forward(y)
         return y, (of_norm, of_f, of_dropout)
 
-    def _back(self, k: int, grad: np.ndarray, cache: Any, f: Callable,
-              grads: dict) -> np.ndarray:
+    def _back(
+        self, k: int, grad: np.ndarray, cache: Any, f: Callable, grads: dict
+    ) -> np.ndarray:
         "The gradient by the input of sublayer `k`; `f` is the way back through what it holds."
         norm, dropout = self.parts[f"norm{k}"], self.parts[f"dropout{k}"]
         of_norm, of_f, of_dropout = cache
@@ -512,15 +735,19 @@ class _Block(Composite):
 
     def _feed_back(self, grads: dict) -> Callable:
         def back(grad, cache):
-            for name, c in zip(("linear2", "dropout", "activation", "linear1"), cache[::-1]):
+            for name, c in zip(
+                ("linear2", "dropout", "activation", "linear1"), cache[::-1]
+            ):
                 grad, grads[name] = self.parts[name].backward(grad, c)
             return grad
+
         return back
 
     def _attend_back(self, name: str, grads: dict) -> Callable:
         def back(grad, cache):
             grad, grads[name] = self.parts[name].backward(grad, cache)
             return grad
+
         return back
 
     def _gathered(self, grads: dict) -> dict[str, np.ndarray]:
@@ -539,29 +766,69 @@ class TransformerEncoderLayer(_Block):
     - Parameters under PyTorch's names. Raises as `MultiHeadAttention` does.
     - Source: Vaswani et al. (2017); PyTorch's `TransformerEncoderLayer`, with the batch first.
     """
-    def __init__(self, d_model: int, nhead: int, dim_feedforward: int = 2048,
-                 dropout: float = 0.1, activation: str = "relu", layer_norm_eps: float = 1e-5,
-                 norm_first: bool = False, bias: bool = True, *, rotary: bool = False,
-                 rng: np.random.Generator | int | None = None, dtype: DTypeLike = np.float32):
-        super().__init__(("self_attn",), d_model, nhead, dim_feedforward, dropout, activation,
-                         layer_norm_eps, norm_first, bias, rotary, rng, dtype)
 
-    def forward(self, src: np.ndarray, src_mask: Any = None,  # type: ignore[override]
-                src_key_padding_mask: Any = None,
-                is_causal: bool = False) -> tuple[np.ndarray, Any]:
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        layer_norm_eps: float = 1e-5,
+        norm_first: bool = False,
+        bias: bool = True,
+        *,
+        rotary: bool = False,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
+        super().__init__(
+            ("self_attn",),
+            d_model,
+            nhead,
+            dim_feedforward,
+            dropout,
+            activation,
+            layer_norm_eps,
+            norm_first,
+            bias,
+            rotary,
+            rng,
+            dtype,
+        )
+
+    def forward(
+        self,
+        src: np.ndarray,
+        src_mask: Any = None,  # type: ignore[override]
+        src_key_padding_mask: Any = None,
+        is_causal: bool = False,
+    ) -> tuple[np.ndarray, Any]:
         attention: Any = self.parts["self_attn"]
-        src, causal = attention._vectors(src, "src"), check_flag(is_causal, "is_causal")
-        mask = attention._seen([src], src_key_padding_mask, src_mask,
-                               ("src_key_padding_mask", "src_mask"))
-        x, first = self._ahead(1, src, lambda x: attention._attend([x], mask, causal))
+        src, causal = (
+            attention._vectors(src, "src"),
+            check_flag(is_causal, "is_causal"),
+        )
+        mask = attention._seen(
+            [src],
+            src_key_padding_mask,
+            src_mask,
+            ("src_key_padding_mask", "src_mask"),
+        )
+        x, first = self._ahead(
+            1, src, lambda x: attention._attend([x], mask, causal)
+        )
         x, second = self._ahead(2, x, self._feed)
         return x, (first, second)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         grads: dict[str, dict[str, np.ndarray]] = {}
         grad = self._back(2, grad, cache[1], self._feed_back(grads), grads)
-        grad = self._back(1, grad, cache[0], self._attend_back("self_attn", grads), grads)
+        grad = self._back(
+            1, grad, cache[0], self._attend_back("self_attn", grads), grads
+        )
         return grad, self._gathered(grads)
 
 # %% ../nbs/transformer.ipynb #1db1e8b2
@@ -574,65 +841,130 @@ class TransformerDecoderLayer(_Block):
     - `backward` gives ((grad_tgt, grad_memory), grads).
     - Settings, parameters and errors as for `TransformerEncoderLayer`.
     """
-    def __init__(self, d_model: int, nhead: int, dim_feedforward: int = 2048,
-                 dropout: float = 0.1, activation: str = "relu", layer_norm_eps: float = 1e-5,
-                 norm_first: bool = False, bias: bool = True, *, rotary: bool = False,
-                 rng: np.random.Generator | int | None = None, dtype: DTypeLike = np.float32):
-        super().__init__(("self_attn", "multihead_attn"), d_model, nhead, dim_feedforward,
-                         dropout, activation, layer_norm_eps, norm_first, bias, rotary, rng, dtype)
 
-    def forward(self, tgt: np.ndarray, memory: np.ndarray,  # type: ignore[override]
-                tgt_mask: Any = None, memory_mask: Any = None, tgt_key_padding_mask: Any = None,
-                memory_key_padding_mask: Any = None,
-                tgt_is_causal: bool = False) -> tuple[np.ndarray, Any]:
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        layer_norm_eps: float = 1e-5,
+        norm_first: bool = False,
+        bias: bool = True,
+        *,
+        rotary: bool = False,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
+        super().__init__(
+            ("self_attn", "multihead_attn"),
+            d_model,
+            nhead,
+            dim_feedforward,
+            dropout,
+            activation,
+            layer_norm_eps,
+            norm_first,
+            bias,
+            rotary,
+            rng,
+            dtype,
+        )
+
+    def forward(
+        self,
+        tgt: np.ndarray,
+        memory: np.ndarray,  # type: ignore[override]
+        tgt_mask: Any = None,
+        memory_mask: Any = None,
+        tgt_key_padding_mask: Any = None,
+        memory_key_padding_mask: Any = None,
+        tgt_is_causal: bool = False,
+    ) -> tuple[np.ndarray, Any]:
         own: Any = self.parts["self_attn"]
         other: Any = self.parts["multihead_attn"]
-        tgt, causal = own._vectors(tgt, "tgt"), check_flag(tgt_is_causal, "tgt_is_causal")
+        tgt, causal = (
+            own._vectors(tgt, "tgt"),
+            check_flag(tgt_is_causal, "tgt_is_causal"),
+        )
         memory = other._vectors(memory, "memory", len(tgt))
-        mask = own._seen([tgt], tgt_key_padding_mask, tgt_mask,
-                         ("tgt_key_padding_mask", "tgt_mask"))
-        read = other._seen([tgt, memory], memory_key_padding_mask, memory_mask,
-                           ("memory_key_padding_mask", "memory_mask"))
-        x, first = self._ahead(1, tgt, lambda x: own._attend([x], mask, causal))
-        x, second = self._ahead(2, x, lambda x: other._attend([x, memory], read, False))
+        mask = own._seen(
+            [tgt],
+            tgt_key_padding_mask,
+            tgt_mask,
+            ("tgt_key_padding_mask", "tgt_mask"),
+        )
+        read = other._seen(
+            [tgt, memory],
+            memory_key_padding_mask,
+            memory_mask,
+            ("memory_key_padding_mask", "memory_mask"),
+        )
+        x, first = self._ahead(
+            1, tgt, lambda x: own._attend([x], mask, causal)
+        )
+        x, second = self._ahead(
+            2, x, lambda x: other._attend([x, memory], read, False)
+        )
         x, third = self._ahead(3, x, self._feed)
         return x, (first, second, third)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         grads: dict[str, dict[str, np.ndarray]] = {}
         by_memory = []
 
         def attend_back(grad, cache):
-            (grad, of_memory), grads["multihead_attn"] = self.parts["multihead_attn"].backward(
-                grad, cache)
+            (grad, of_memory), grads["multihead_attn"] = self.parts[
+                "multihead_attn"
+            ].backward(grad, cache)
             by_memory.append(of_memory)
             return grad
+
         grad = self._back(3, grad, cache[2], self._feed_back(grads), grads)
         grad = self._back(2, grad, cache[1], attend_back, grads)
-        grad = self._back(1, grad, cache[0], self._attend_back("self_attn", grads), grads)
+        grad = self._back(
+            1, grad, cache[0], self._attend_back("self_attn", grads), grads
+        )
         return (grad, by_memory[0]), self._gathered(grads)
 
-    def _step(self, x: np.ndarray, past: np.ndarray, memory: np.ndarray, real: np.ndarray,
-              layer: int) -> np.ndarray:
+    def _step(
+        self,
+        x: np.ndarray,
+        past: np.ndarray,
+        memory: np.ndarray,
+        real: np.ndarray,
+        layer: int,
+    ) -> np.ndarray:
         "The answer at one more position (m, d_model), from keys and values that are kept."
         own: Any = self.parts["self_attn"]
         other: Any = self.parts["multihead_attn"]
         mask = np.ones(past.shape[:2], bool)
-        x, _ = self._ahead(1, x, lambda x: own._step(x, past, layer, mask, True))
-        x, _ = self._ahead(2, x, lambda x: other._step(x, memory, layer, real, False))
+        x, _ = self._ahead(
+            1, x, lambda x: own._step(x, past, layer, mask, True)
+        )
+        x, _ = self._ahead(
+            2, x, lambda x: other._step(x, memory, layer, real, False)
+        )
         return self._ahead(3, x, self._feed)[0]
 
 # %% ../nbs/transformer.ipynb #b1296487
 #| code-fold: true
 class _Stack(Composite):
     "Layers one after the other, and a norm. What else they take is given to each."
+
     def __init__(self, layers: Sequence[Layer], norm: Layer):
         super().__init__(layers=Sequential(*layers), norm=norm)
         self.layers = list(layers)
 
-    def forward(self, x: np.ndarray, *others: Any,  # type: ignore[override]
-                **masks: Any) -> tuple[np.ndarray, Any]:
+    def forward(
+        self,
+        x: np.ndarray,
+        *others: Any,  # type: ignore[override]
+        **masks: Any,
+    ) -> tuple[np.ndarray, Any]:
         caches = []
         for layer in self.layers:
             x, cache = layer.forward(x, *others, **masks)
@@ -640,8 +972,9 @@ class _Stack(Composite):
         x, cache = self.parts["norm"].forward(x)
         return x, (caches, cache)
 
-    def backward(self, grad: Any, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: Any, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         "((grad_x, grad_memory), grads); the second is None where the layers take no memory."
         memory = None
         of_layers: dict[str, np.ndarray] = {}
@@ -652,7 +985,9 @@ class _Stack(Composite):
             if isinstance(grad, tuple):
                 grad, part = grad
                 memory = part if memory is None else memory + part
-        return (grad, memory), self._join({"layers": of_layers, "norm": of_norm})
+        return (grad, memory), self._join(
+            {"layers": of_layers, "norm": of_norm}
+        )
 
 # %% ../nbs/transformer.ipynb #d05d3857
 #| code-fold: true
@@ -662,49 +997,86 @@ class _Core(Composite):
     - `src` (m, S, d_model), `tgt` (m, T, d_model); `src_mask`: bool (m, S), True at what is
       real. The decoder's position t sees `tgt` up to t only. Gives (m, T, d_model).
     """
-    def __init__(self, d_model: int, nhead: int, num_encoder_layers: int,
-                 num_decoder_layers: int, *settings: Any, **more: Any):
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        num_encoder_layers: int,
+        num_decoder_layers: int,
+        *settings: Any,
+        **more: Any,
+    ):
         def stack(kind: Any, n: int) -> _Stack:
-            layers = [kind(d_model, nhead, *settings, **more) for _ in range(n)]
+            layers = [
+                kind(d_model, nhead, *settings, **more) for _ in range(n)
+            ]
             return _Stack(layers, LayerNorm(d_model, dtype=more["dtype"]))
+
         super().__init__(
-            encoder=stack(TransformerEncoderLayer,
-                          check_count(num_encoder_layers, "num_encoder_layers")),
-            decoder=stack(TransformerDecoderLayer,
-                          check_count(num_decoder_layers, "num_decoder_layers")))
+            encoder=stack(
+                TransformerEncoderLayer,
+                check_count(num_encoder_layers, "num_encoder_layers"),
+            ),
+            decoder=stack(
+                TransformerDecoderLayer,
+                check_count(num_decoder_layers, "num_decoder_layers"),
+            ),
+        )
         for a in self.params.values():
             if a.ndim > 1:
-                a[...] = xavier_uniform(a.shape, rng=more["rng"], dtype=a.dtype)
+                a[...] = xavier_uniform(
+                    a.shape, rng=more["rng"], dtype=a.dtype
+                )
 
-    def forward(self, src: np.ndarray, tgt: np.ndarray,  # type: ignore[override]
-                src_mask: Any = None) -> tuple[np.ndarray, Any]:
+    def forward(
+        self,
+        src: np.ndarray,
+        tgt: np.ndarray,  # type: ignore[override]
+        src_mask: Any = None,
+    ) -> tuple[np.ndarray, Any]:
         encoder, decoder = self.parts.values()
         memory, read = encoder.forward(src, src_key_padding_mask=src_mask)  # type: ignore
-        y, written = decoder.forward(tgt, memory, tgt_is_causal=True,  # type: ignore
-                                     memory_key_padding_mask=src_mask)
+        y, written = decoder.forward(
+            tgt,
+            memory,
+            tgt_is_causal=True,  # type: ignore
+            memory_key_padding_mask=src_mask,
+        )
         return y, (read, written)
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         "((grad_src, grad_tgt), grads)."
         encoder, decoder = self.parts.values()
         (by_tgt, by_memory), written = decoder.backward(grad, cache[1])
         (by_src, _), read = encoder.backward(by_memory, cache[0])
-        return (by_src, by_tgt), self._join({"encoder": read, "decoder": written})
+        return (by_src, by_tgt), self._join(
+            {"encoder": read, "decoder": written}
+        )
 
 # %% ../nbs/transformer.ipynb #1c570310
 #| code-fold: true
-def _kept(state: Any, sizes: tuple[int, ...], dtype: Any) -> tuple[np.ndarray, ...]:
+def _kept(
+    state: Any, sizes: tuple[int, ...], dtype: Any
+) -> tuple[np.ndarray, ...]:
     "The arrays of a state, if they are those of a model of these sizes."
     try:
         stored, real, past = map(np.ascontiguousarray, state)
-        fits = (stored.shape[2:] == past.shape[2:] == sizes and real.dtype == bool
-                and stored.dtype == past.dtype == dtype and len(past) == len(real)
-                and real.shape == stored.shape[:2])
+        fits = (
+            stored.shape[2:] == past.shape[2:] == sizes
+            and real.dtype == bool
+            and stored.dtype == past.dtype == dtype
+            and len(past) == len(real)
+            and real.shape == stored.shape[:2]
+        )
     except (TypeError, ValueError):
         fits = False
     if not fits:
-        raise ValueError(f"state: expected what encode or step gave, got {state!r:.80}")
+        raise ValueError(
+            f"state: expected what encode or step gave, got {state!r:.80}"
+        )
     return stored, real, past
 
 # %% ../nbs/transformer.ipynb #00db175b
@@ -714,21 +1086,25 @@ def _positions(length: int, d: int, dtype: Any) -> np.ndarray:
     table.flags.writeable = False
     return table
 
-
 # %% ../nbs/transformer.ipynb #aff63abc
 class _Embedded(Composite):
     "A source and a target side: tokens to vectors (m, steps, d_model), and the way back."
+
     takes_ids = True
     src_vocab: int
     tgt_vocab: int
     d_model: int
 
-    def _checked(self, src: Any, tgt: Any, src_mask: Any) -> tuple[Any, Any, Any]:
+    def _checked(
+        self, src: Any, tgt: Any, src_mask: Any
+    ) -> tuple[Any, Any, Any]:
         src = check_tokens(src, "src", self.src_vocab)
         if tgt is not None:
             tgt = check_tokens(tgt, "tgt", self.tgt_vocab)
             if len(tgt) != len(src):
-                raise ValueError(f"tgt: expected {len(src)} rows, as src has, got {len(tgt)}")
+                raise ValueError(
+                    f"tgt: expected {len(src)} rows, as src has, got {len(tgt)}"
+                )
         if src_mask is not None:
             src_mask = check_mask(src_mask, "src_mask", src.shape)
         return src, tgt, src_mask
@@ -736,14 +1112,20 @@ class _Embedded(Composite):
     def _places(self, length: int) -> np.ndarray:
         "A table of at least `length` positions."
         n = max(64, 1 << (length - 1).bit_length())
-        return _positions(n, self.d_model, self.parts["head"].params["weight"].dtype)
+        return _positions(
+            n, self.d_model, self.parts["head"].params["weight"].dtype
+        )
 
     def _embed(self, name: str, ids: np.ndarray) -> tuple[np.ndarray, Any]:
         x, cache = self.parts[f"{name}_embedding"].forward(ids)
-        x, drop = self.parts["dropout"].forward(x + self._places(ids.shape[1])[:ids.shape[1]])
+        x, drop = self.parts["dropout"].forward(
+            x + self._places(ids.shape[1])[: ids.shape[1]]
+        )
         return x, (cache, drop)
 
-    def _embed_back(self, name: str, grad: np.ndarray, cache: Any) -> dict[str, np.ndarray]:
+    def _embed_back(
+        self, name: str, grad: np.ndarray, cache: Any
+    ) -> dict[str, np.ndarray]:
         grad, _ = self.parts["dropout"].backward(grad, cache[1])
         return self.parts[f"{name}_embedding"].backward(grad, cache[0])[1]
 
@@ -760,45 +1142,88 @@ class Transformer(_Embedded):
     - Raises ValueError or TypeError on settings, tokens and masks that do not fit.
     - Source: Vaswani et al. (2017).
     """
-    def __init__(self, src_vocab: int, tgt_vocab: int, d_model: int = 512, nhead: int = 8,
-                 num_encoder_layers: int = 6, num_decoder_layers: int = 6,
-                 dim_feedforward: int = 2048, dropout: float = 0.1, activation: str = "relu",
-                 norm_first: bool = False, *, rotary: bool = False,
-                 rng: np.random.Generator | int | None = None, dtype: DTypeLike = np.float32):
+
+    def __init__(
+        self,
+        src_vocab: int,
+        tgt_vocab: int,
+        d_model: int = 512,
+        nhead: int = 8,
+        num_encoder_layers: int = 6,
+        num_decoder_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        norm_first: bool = False,
+        *,
+        rotary: bool = False,
+        rng: np.random.Generator | int | None = None,
+        dtype: DTypeLike = np.float32,
+    ):
         rng = check_rng(rng)
         sinusoidal_positions(1, d_model)  # refuses what is odd
         self.d_model = d_model
         self.src_vocab = check_count(src_vocab, "src_vocab")
         self.tgt_vocab = check_count(tgt_vocab, "tgt_vocab")
-        core = _Core(d_model, nhead, num_encoder_layers, num_decoder_layers, dim_feedforward,
-                     dropout, activation, 1e-5, norm_first, rotary=rotary, rng=rng, dtype=dtype)
+        core = _Core(
+            d_model,
+            nhead,
+            num_encoder_layers,
+            num_decoder_layers,
+            dim_feedforward,
+            dropout,
+            activation,
+            1e-5,
+            norm_first,
+            rotary=rotary,
+            rng=rng,
+            dtype=dtype,
+        )
         super().__init__(
             src_embedding=Embedding(src_vocab, d_model, rng=rng, dtype=dtype),
             tgt_embedding=Embedding(tgt_vocab, d_model, rng=rng, dtype=dtype),
-            dropout=Dropout(dropout, rng), core=core,
-            head=Linear(d_model, tgt_vocab, rng=rng, dtype=dtype))
+            dropout=Dropout(dropout, rng),
+            core=core,
+            head=Linear(d_model, tgt_vocab, rng=rng, dtype=dtype),
+        )
         self.core = core
         self.decoder: Any = core.parts["decoder"]
 
-    def forward(self, src: Any, tgt: Any,  # type: ignore[override]
-                src_mask: Any = None) -> tuple[np.ndarray, Any]:
+    def forward(
+        self,
+        src: Any,
+        tgt: Any,  # type: ignore[override]
+        src_mask: Any = None,
+    ) -> tuple[np.ndarray, Any]:
         src, tgt, src_mask = self._checked(src, tgt, src_mask)
         x, read = self._embed("src", src)
         y, written = self._embed("tgt", tgt)
         y, inner = self.core.forward(x, y, src_mask)
         logits, last = self.parts["head"].forward(y)
-        return logits.transpose(0, 2, 1), (read, written, inner, last, logits.shape)
+        return logits.transpose(0, 2, 1), (
+            read,
+            written,
+            inner,
+            last,
+            logits.shape,
+        )
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         read, written, inner, last, (m, t, v) = cache
         check_array(grad, (m, v, t), self.parts["head"].params["weight"].dtype)
         grad, head = self.parts["head"].backward(grad.transpose(0, 2, 1), last)
         (by_src, by_tgt), core = self.core.backward(grad, inner)
-        return None, self._join({
-            "src_embedding": self._embed_back("src", by_src, read),
-            "tgt_embedding": self._embed_back("tgt", by_tgt, written),
-            "dropout": {}, "core": core, "head": head})
+        return None, self._join(
+            {
+                "src_embedding": self._embed_back("src", by_src, read),
+                "tgt_embedding": self._embed_back("tgt", by_tgt, written),
+                "dropout": {},
+                "core": core,
+                "head": head,
+            }
+        )
 
     def encode(self, src: Any, src_mask: Any = None) -> tuple[np.ndarray, ...]:
         """What `step` needs: keys and values of `src` and of what was written, and the mask.
@@ -815,15 +1240,19 @@ class Transformer(_Embedded):
         real = np.ones(src.shape, bool) if src_mask is None else src_mask
         return stored, real, stored[:, :0].copy()
 
-    def step(self, tokens: Any, state: tuple[np.ndarray, ...],
-             ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    def step(
+        self, tokens: Any, state: tuple[np.ndarray, ...]
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """Logits (m, tgt_vocab) after one more token of each, and the state then.
 
         - `tokens`: (m,) ids; `state`: from `encode` or from the `step` before, unchanged.
         """
         embedding = self.parts["tgt_embedding"]
-        stored, real, past = _kept(state, (len(self.decoder.layers), 2, self.d_model),
-                                   embedding.params["weight"].dtype)
+        stored, real, past = _kept(
+            state,
+            (len(self.decoder.layers), 2, self.d_model),
+            embedding.params["weight"].dtype,
+        )
         n, t = past.shape[:2]
         ids = check_step_tokens(tokens, n, self.tgt_vocab)[:, 0]
         new = np.empty((n, t + 1, *past.shape[2:]), past.dtype)
@@ -831,7 +1260,11 @@ class Transformer(_Embedded):
         x = embedding.params["weight"][ids] + self._places(t + 1)[t]
         for i, layer in enumerate(self.decoder.layers):
             x = layer._step(x, new, stored, real, i)
-        return self.parts["head"](self.decoder.parts["norm"](x)), (stored, real, new)
+        return self.parts["head"](self.decoder.parts["norm"](x)), (
+            stored,
+            real,
+            new,
+        )
 
     def __repr__(self) -> str:
         return f"Transformer({self.src_vocab}, {self.tgt_vocab}, d_model={self.d_model})"

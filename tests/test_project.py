@@ -172,7 +172,7 @@ def test_cells_are_short_lines_fit_and_figures_are_described(notebook):
             continue
         source = summary_lines(cell.source)  # as the page shows it
         lines = [line for line in source.split("\n") if line and not line.startswith("#|")]
-        assert all(len(line) <= 100 for line in lines), cell.source
+        assert all(len(line) <= 79 for line in lines), cell.source
         assert "import *" not in cell.source
         if not re.search(r"^#\| (hide|export)$", cell.source, re.MULTILINE):
             sizes.append(len(lines))

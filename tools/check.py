@@ -20,7 +20,7 @@ from tools import REPO, claims, own_caches
 
 PYTEST = [sys.executable, "-m", "pytest"]
 NBDEV_TEST = ["nbdev_test", "--path", "nbs", "--do_print", "--n_workers", str(os.cpu_count() or 1)]
-FORMATTED = ["tests", "tools", "bench", "experiments", "render", "setup.py"]
+FORMATTED = ["nbs", "tests", "tools", "bench", "experiments", "render", "setup.py"]
 # the numerics that take their turn in `numerics`
 DIFFERENT = ["no-avx512", "disturbed-1", "no-avx2", "disturbed-2", "haswell", "generic"]
 

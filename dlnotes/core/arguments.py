@@ -17,8 +17,12 @@ __all__ = ['FLOATS', 'as_float', 'as_array', 'shape_fits', 'as_labels', 'check_i
            'check_tokens', 'check_step_tokens', 'check_state']
 
 # %% ../../nbs/core/arguments.ipynb #cf51f022
-def as_float(a: ArrayLike, name: str, shape: tuple[int | None, ...] | None = None,
-             dtype: DTypeLike | None = None) -> np.ndarray:
+def as_float(
+    a: ArrayLike,
+    name: str,
+    shape: tuple[int | None, ...] | None = None,
+    dtype: DTypeLike | None = None,
+) -> np.ndarray:
     """The argument `name` as a C-contiguous float array, or an error that names it.
 
     - `shape`: as expected, None standing for any length; None alone for any shape.
@@ -40,7 +44,9 @@ def as_float(a: ArrayLike, name: str, shape: tuple[int | None, ...] | None = Non
     with np.errstate(over="ignore"):
         a = np.asarray(a, dtype=dtype, order="C")
     if not np.isfinite(a).all():
-        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+        raise ValueError(
+            f"{name}: expected finite numbers, got NaN or infinity"
+        )
     return a
 
 # %% ../../nbs/core/arguments.ipynb #2648c686
@@ -49,16 +55,21 @@ def as_array(a: Any, name: str) -> np.ndarray:
     try:
         return np.asarray(a)
     except ValueError as e:
-        raise ValueError(f"{name}: expected an array, got rows of unequal length") from e
+        raise ValueError(
+            f"{name}: expected an array, got rows of unequal length"
+        ) from e
 
 # %% ../../nbs/core/arguments.ipynb #166ac5bb
 def shape_fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
     "Whether `shape` has the lengths `wanted`, `None` standing for any."
     return len(shape) == len(wanted) and all(
-        w in (None, n) for n, w in zip(shape, wanted))
+        w in (None, n) for n, w in zip(shape, wanted)
+    )
 
 # %% ../../nbs/core/arguments.ipynb #edd3d85a
-def as_labels(y: ArrayLike, name: str, n: int | None, n_classes: int = 2) -> np.ndarray:
+def as_labels(
+    y: ArrayLike, name: str, n: int | None, n_classes: int = 2
+) -> np.ndarray:
     """The argument `name` as (n,) int64 labels 0, ..., `n_classes` - 1; None: any n.
 
     - Raises TypeError where `y` is not made of real numbers, ValueError on a wrong shape
@@ -67,43 +78,59 @@ def as_labels(y: ArrayLike, name: str, n: int | None, n_classes: int = 2) -> np.
     y = as_float(y, name, (n,))
     wrong = (y != np.floor(y)) | (y < 0) | (y >= n_classes)
     if wrong.any():
-        raise ValueError(f"{name}: expected 0 to {n_classes - 1}, got {y[wrong][0]:g}")
+        raise ValueError(
+            f"{name}: expected 0 to {n_classes - 1}, got {y[wrong][0]:g}"
+        )
     return y.astype(np.int64)
 
 # %% ../../nbs/core/arguments.ipynb #064d3b12
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def check_input(x: Any, name: str = "x", like: np.ndarray | None = None) -> np.ndarray:
+def check_input(
+    x: Any, name: str = "x", like: np.ndarray | None = None
+) -> np.ndarray:
     "`x` as a float array, of the dtype of `like`."
     given = x
     if type(x) is not np.ndarray or x.dtype not in FLOATS:
         x = as_float(x, name)
     if like is not None and x.dtype != like.dtype:
         came = getattr(given, "dtype", type(given).__name__)
-        raise TypeError(f"{name}: expected dtype {like.dtype}, as the layer's parameters "
-                        f"have, got {came}")
+        raise TypeError(
+            f"{name}: expected dtype {like.dtype}, as the layer's parameters "
+            f"have, got {came}"
+        )
     return x
 
 # %% ../../nbs/core/arguments.ipynb #e0772600
-def check_array(grad: np.ndarray, shape: tuple[int, ...], dtype: np.dtype,
-             name: str = "grad") -> np.ndarray:
+def check_array(
+    grad: np.ndarray,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    name: str = "grad",
+) -> np.ndarray:
     "`grad`, if it is an array of that shape and dtype."
     if not isinstance(grad, np.ndarray):
         raise TypeError(f"{name}: expected an array, got {grad!r:.60}")
     if grad.shape != shape or grad.dtype != dtype:
-        raise ValueError(f"{name}: expected {dtype} of shape {shape}, "
-                         f"got {grad.dtype} of shape {grad.shape}")
+        raise ValueError(
+            f"{name}: expected {dtype} of shape {shape}, "
+            f"got {grad.dtype} of shape {grad.shape}"
+        )
     return grad
 
 # %% ../../nbs/core/arguments.ipynb #e55bef84
-def check_real(value: Any, name: str, low: float = 0.0, below: float = 1e30) -> float:
+def check_real(
+    value: Any, name: str, low: float = 0.0, below: float = 1e30
+) -> float:
     "The argument `name` as a number from `low` to under `below`."
     if not isinstance(value, Real) or isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     if not low <= float(value) < below:
-        raise ValueError(f"{name}: expected a number from {low:g} to below {below:g}, "
-                         f"got {value!r}")
+        raise ValueError(
+            f"{name}: expected a number from {low:g} to below {below:g}, "
+            f"got {value!r}"
+        )
     return float(value)
 
 # %% ../../nbs/core/arguments.ipynb #3b6dc71f
@@ -121,7 +148,9 @@ def check_instance(value: Any, kind: Any, name: str) -> None:
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         wanted = " or ".join(k.__name__ for k in kinds)
-        raise TypeError(f"{name}: expected a {wanted}, got {type(value).__name__}")
+        raise TypeError(
+            f"{name}: expected a {wanted}, got {type(value).__name__}"
+        )
 
 # %% ../../nbs/core/arguments.ipynb #e19a38ca
 def check_flag(value: Any, name: str) -> bool:
@@ -134,7 +163,9 @@ def check_flag(value: Any, name: str) -> bool:
 def check_reduction(reduction: Any) -> str:
     "The argument `reduction` of a loss, if it is 'mean' or 'sum'."
     if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
+        raise ValueError(
+            f"reduction: expected 'mean' or 'sum', got {reduction!r}"
+        )
     return reduction
 
 # %% ../../nbs/core/arguments.ipynb #22e79248
@@ -143,7 +174,9 @@ def check_rng(rng: Any) -> np.random.Generator:
     try:
         return np.random.default_rng(rng)
     except (TypeError, ValueError) as e:
-        raise type(e)(f"rng: expected a Generator, a seed or None, got {rng!r}") from e
+        raise type(e)(
+            f"rng: expected a Generator, a seed or None, got {rng!r}"
+        ) from e
 
 # %% ../../nbs/core/arguments.ipynb #593af972
 def check_float_dtype(dtype: DTypeLike) -> np.dtype:
@@ -157,10 +190,14 @@ def check_mask(mask: Any, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
     "The argument `name` as a contiguous array, if it is boolean and has one of these shapes."
     mask = as_array(mask, name)
     if mask.dtype != bool:
-        raise TypeError(f"{name}: expected True and False, got dtype {mask.dtype}")
+        raise TypeError(
+            f"{name}: expected True and False, got dtype {mask.dtype}"
+        )
     if mask.shape not in shapes:
-        raise ValueError(f"{name}: expected shape {' or '.join(map(str, shapes))}, "
-                         f"got {mask.shape}")
+        raise ValueError(
+            f"{name}: expected shape {' or '.join(map(str, shapes))}, "
+            f"got {mask.shape}"
+        )
     return np.ascontiguousarray(mask)
 
 # %% ../../nbs/core/arguments.ipynb #46aaaea7
@@ -168,13 +205,19 @@ def check_tokens(ids: Any, name: str, n: int) -> np.ndarray:
     "Rows of tokens below `n`, at least one of at least one."
     ids = as_array(ids, name)
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
-        raise ValueError(f"{name}: expected whole numbers (m, time), got {ids.dtype} of shape "
-                         f"{ids.shape}")
+        raise ValueError(
+            f"{name}: expected whole numbers (m, time), got {ids.dtype} of shape "
+            f"{ids.shape}"
+        )
     if not ids.size:
-        raise ValueError(f"{name}: expected at least one token, got shape {ids.shape}")
+        raise ValueError(
+            f"{name}: expected at least one token, got shape {ids.shape}"
+        )
     if ids.min() < 0 or ids.max() >= n:
-        raise ValueError(f"{name}: expected tokens from 0 to {n - 1}, got {ids.min()} to "
-                         f"{ids.max()}")
+        raise ValueError(
+            f"{name}: expected tokens from 0 to {n - 1}, got {ids.min()} to "
+            f"{ids.max()}"
+        )
     return ids
 
 # %% ../../nbs/core/arguments.ipynb #367b64e5
@@ -182,18 +225,28 @@ def check_step_tokens(tokens: Any, m: int, n: int) -> np.ndarray:
     "One token below `n` for each of `m` rows of a state, (m, 1)."
     tokens = as_array(tokens, "tokens")
     if tokens.shape != (m,):
-        raise ValueError(f"tokens: expected {m}, as the state is of, got shape {tokens.shape}")
+        raise ValueError(
+            f"tokens: expected {m}, as the state is of, got shape {tokens.shape}"
+        )
     return check_tokens(tokens[:, None], "tokens", n)
 
 # %% ../../nbs/core/arguments.ipynb #33cda8e8
-def check_state(state: Any, kinds: list[tuple[tuple[int | None, ...], Any]]) -> list[np.ndarray]:
+def check_state(
+    state: Any, kinds: list[tuple[tuple[int | None, ...], Any]]
+) -> list[np.ndarray]:
     "The arrays of a state, if they are (m, ...) of these shapes and dtypes."
     arrays = _leaves(state)
     fits = len(arrays) == len(kinds) and all(
-        isinstance(a, np.ndarray) and a.dtype == dtype and shape_fits(a.shape[1:], shape)
-        and len(a) == len(arrays[0]) for a, (shape, dtype) in zip(arrays, kinds))
+        isinstance(a, np.ndarray)
+        and a.dtype == dtype
+        and shape_fits(a.shape[1:], shape)
+        and len(a) == len(arrays[0])
+        for a, (shape, dtype) in zip(arrays, kinds)
+    )
     if not fits:
-        raise ValueError(f"state: expected what encode or step gave, got {state!r:.80}")
+        raise ValueError(
+            f"state: expected what encode or step gave, got {state!r:.80}"
+        )
     return arrays
 
 

@@ -19,8 +19,9 @@ from .layers import Layer, Loss
 __all__ = ['numerical_grad', 'check_gradients']
 
 # %% ../../nbs/core/checking.ipynb #35b4984b
-def numerical_grad(f: Callable[[np.ndarray], float], x: ArrayLike,
-                   h: float = 6e-6) -> np.ndarray:
+def numerical_grad(
+    f: Callable[[np.ndarray], float], x: ArrayLike, h: float = 6e-6
+) -> np.ndarray:
     r"""Gradient of the scalar function `f` at `x` by central differences.
 
     - `x`: any shape, taken as float64; `f` is called with arrays of that shape.
@@ -36,7 +37,10 @@ def numerical_grad(f: Callable[[np.ndarray], float], x: ArrayLike,
         raise ValueError(f"h: expected a number above 0, got {h!r}")
     grad = np.empty_like(at)
     for i in np.ndindex(at.shape):
-        above, below = at.copy(), at.copy()  # `f` may write into what it is given
+        above, below = (
+            at.copy(),
+            at.copy(),
+        )  # `f` may write into what it is given
         above[i] += h * max(1.0, abs(float(at[i])))
         below[i] -= h * max(1.0, abs(float(at[i])))
         width = above[i] - below[i]
@@ -44,8 +48,9 @@ def numerical_grad(f: Callable[[np.ndarray], float], x: ArrayLike,
     return grad
 
 # %% ../../nbs/core/checking.ipynb #9e8441e9
-def check_gradients(model: Layer, loss: Loss, x: ArrayLike, y: ArrayLike,
-                    h: float = 6e-6) -> float:
+def check_gradients(
+    model: Layer, loss: Loss, x: ArrayLike, y: ArrayLike, h: float = 6e-6
+) -> float:
     r"""Largest relative difference of a model's gradients from finite differences.
 
     - `x`, `y`: examples and targets, as for the model and the loss; `h`: the step.
@@ -57,20 +62,35 @@ def check_gradients(model: Layer, loss: Loss, x: ArrayLike, y: ArrayLike,
     - Raises as the model does, and ValueError where its gradients lack names or shapes.
     """
     twin = _in_float64(model)
-    x = np.asarray(x) if model.takes_ids else as_float(x, "x", dtype=np.float64)
+    x = (
+        np.asarray(x)
+        if model.takes_ids
+        else as_float(x, "x", dtype=np.float64)
+    )
     output, cache = twin.forward(x)
     value, loss_cache = loss.forward(output, y)
     grad_x, grads = twin.backward(loss.backward(loss_cache), cache)
-    worst = 0.0 if model.takes_ids else _difference(
-        grad_x, numerical_grad(lambda v: loss(twin(v), y), x, h), value, "x")
+    worst = (
+        0.0
+        if model.takes_ids
+        else _difference(
+            grad_x,
+            numerical_grad(lambda v: loss(twin(v), y), x, h),
+            value,
+            "x",
+        )
+    )
     if grads.keys() != twin.params.keys():
-        raise ValueError(f"model: expected gradients {list(twin.params)}, got {list(grads)}")
+        raise ValueError(
+            f"model: expected gradients {list(twin.params)}, got {list(grads)}"
+        )
     for name, p in twin.params.items():
         kept = p.copy()
 
         def replaced(v, p=p):
             p[...] = v
             return loss(twin(x), y)
+
         measured = numerical_grad(replaced, kept, h)
         p[...] = kept
         worst = max(worst, _difference(grads[name], measured, value, name))
@@ -79,15 +99,26 @@ def check_gradients(model: Layer, loss: Loss, x: ArrayLike, y: ArrayLike,
 # %% ../../nbs/core/checking.ipynb #816b2da3
 def _in_float64(model: Layer) -> Layer:
     "A copy of the model whose float arrays are float64."
-    wide = {id(a): a.astype(np.float64) for a in model.state_dict().values()
-            if a.dtype.kind == "f"}
+    wide = {
+        id(a): a.astype(np.float64)
+        for a in model.state_dict().values()
+        if a.dtype.kind == "f"
+    }
     return copy.deepcopy(model, wide)  # as if these had been copied already
 
 
-def _difference(ours: Any, measured: np.ndarray, loss: float, name: str) -> float:
+def _difference(
+    ours: Any, measured: np.ndarray, loss: float, name: str
+) -> float:
     "How far a gradient is from that measured, relative to its largest entry."
     if np.shape(ours) != measured.shape:
-        raise ValueError(f"model: expected a gradient by {name} of shape {measured.shape}, "
-                         f"got {np.shape(ours)}")
-    size = max(abs(ours).max(initial=0), abs(measured).max(initial=0), 1e-3 * abs(loss))
+        raise ValueError(
+            f"model: expected a gradient by {name} of shape {measured.shape}, "
+            f"got {np.shape(ours)}"
+        )
+    size = max(
+        abs(ours).max(initial=0),
+        abs(measured).max(initial=0),
+        1e-3 * abs(loss),
+    )
     return float(abs(ours - measured).max(initial=0) / max(size, 1e-9))

@@ -16,12 +16,20 @@ from urllib.parse import quote
 # %% ../../nbs/core/drawing.ipynb #28408932
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _STYLE: dict[Any, Any] = {
-    "figure.figsize": (6.4, 3.4), "figure.facecolor": "none", "axes.facecolor": "none",
-    "savefig.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.titlesize": "medium", "font.size": 10, "legend.frameon": False,
-    "lines.linewidth": 1.6, "image.cmap": "gray_r",
+    "figure.figsize": (6.4, 3.4),
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": "medium",
+    "font.size": 10,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "image.cmap": "gray_r",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
-    "svg.hashsalt": "dlnotes", "svg.fonttype": "none",
+    "svg.hashsalt": "dlnotes",
+    "svg.fonttype": "none",
 }
 
 # %% ../../nbs/core/drawing.ipynb #1a5a92c4
@@ -35,8 +43,10 @@ def book_style() -> None:
         from cycler import cycler
         from matplotlib_inline.backend_inline import set_matplotlib_formats
     except ImportError as e:
-        raise ImportError("book_style needs matplotlib and matplotlib-inline: "
-                          "pip install 'dlnotes[plot]'") from e
+        raise ImportError(
+            "book_style needs matplotlib and matplotlib-inline: "
+            "pip install 'dlnotes[plot]'"
+        ) from e
     mpl.rcParams.update(_STYLE)
     mpl.rcParams["axes.prop_cycle"] = cycler(color=_COLORS)
     set_matplotlib_formats("svg", metadata={"Date": None, "Creator": None})
@@ -83,10 +93,15 @@ class Stepper:
       do not see it.
     - Raises ValueError unless there are as many captions as frames, and at least one.
     """
+
     def __init__(self, frames: Sequence[Any], captions: Sequence[str]):
         if not frames or len(frames) != len(captions):
-            raise ValueError(f"captions: expected {len(frames)}, got {len(captions)}")
-        self.frames = [f if isinstance(f, str) else figure_svg(f) for f in frames]
+            raise ValueError(
+                f"captions: expected {len(frames)}, got {len(captions)}"
+            )
+        self.frames = [
+            f if isinstance(f, str) else figure_svg(f) for f in frames
+        ]
         self.captions = list(captions)
 
     def _repr_html_(self) -> str:
@@ -113,6 +128,7 @@ def figure_svg(fig: Any) -> str:
     - Raises ImportError where matplotlib is missing.
     """
     import matplotlib.pyplot as plt
+
     out = io.StringIO()
     fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(fig)
@@ -126,16 +142,28 @@ def speed_bars(path: str, names: Sequence[str]) -> Any:
     - Returns the figure. Raises ValueError on a name that is not in the file.
     """
     import matplotlib.pyplot as plt
+
     with open(path, encoding="utf-8") as file:
         rows = {row["name"]: row for row in json.load(file)["rows"]}
     if missing := set(names) - set(rows):
-        raise ValueError(f"names: expected some of {list(rows)}, got {sorted(missing)}")
-    fig, axes = plt.subplots(len(names), 1, figsize=(5.2, 1.15 * len(names) + 0.4), sharex=True,
-                             squeeze=False, layout="constrained")
+        raise ValueError(
+            f"names: expected some of {list(rows)}, got {sorted(missing)}"
+        )
+    fig, axes = plt.subplots(
+        len(names),
+        1,
+        figsize=(5.2, 1.15 * len(names) + 0.4),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
     for ax, name in zip(axes[:, 0], names):
         times = rows[name]["ms"]
         bars = ax.barh(range(len(times)), times.values(), 0.7, color=_COLORS)
-        labels = [f"{ms:,.0f} ms" if ms >= 10 else f"{ms:.2g} ms" for ms in times.values()]
+        labels = [
+            f"{ms:,.0f} ms" if ms >= 10 else f"{ms:.2g} ms"
+            for ms in times.values()
+        ]
         ax.bar_label(bars, labels, padding=3, fontsize=8)
         ax.set_yticks(range(len(times)), times, fontsize=8)
         ax.set_title(f"{name}: {rows[name]['size']}", loc="left", fontsize=8)

@@ -30,15 +30,23 @@ __all__ = ['compiled', 'available_threads', 'num_threads', 'set_num_threads', 'i
 def _modules(path: Path) -> frozenset[Path]:
     "A module of the package and all that it imports, directly or through others."
     found = {path}
-    for dots, name in re.findall(r"^from (\.+)(\S+) import", path.read_text("utf-8"), re.M):
-        found |= _modules((path.parents[len(dots) - 1] / name.replace(".", "/")).with_suffix(".py"))
+    for dots, name in re.findall(
+        r"^from (\.+)(\S+) import", path.read_text("utf-8"), re.M
+    ):
+        found |= _modules(
+            (path.parents[len(dots) - 1] / name.replace(".", "/")).with_suffix(
+                ".py"
+            )
+        )
     return frozenset(found)
 
 
 @cache
 def _hash(path: Path) -> str:
     "Of the sources from which the kernels of a module are compiled."
-    return sha256(b"".join(p.read_bytes() for p in sorted(_modules(path)))).hexdigest()
+    return sha256(
+        b"".join(p.read_bytes() for p in sorted(_modules(path)))
+    ).hexdigest()
 
 
 def compiled(**options: Any) -> Callable[[Any], Any]:
@@ -48,8 +56,10 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
     - Kept on disk (`cache`) where that can be done, until its module changes or one that
       this imports; releases the interpreter's lock (`nogil`); divides as NumPy does (`error_model`).
     """
+
     def decorate(f):
         from numba import njit
+
         kernel = partial(njit, nogil=True, error_model="numpy", **options)
         try:
             function = kernel(cache=True)(f)
@@ -57,8 +67,12 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
             return kernel()(f)
         if f.__module__.startswith("dlnotes") and hasattr(function, "_cache"):
             stored = function._cache._cache_file
-            stored._source_stamp = (stored._source_stamp, _hash(Path(f.__code__.co_filename)))
+            stored._source_stamp = (
+                stored._source_stamp,
+                _hash(Path(f.__code__.co_filename)),
+            )
         return function
+
     return decorate
 
 # %% ../../nbs/core/execution.ipynb #65c5b13f
@@ -67,7 +81,9 @@ def available_threads() -> int:
     wanted = os.environ.get("DLNOTES_NUM_THREADS", "")
     if wanted:
         if not (wanted.isdecimal() and int(wanted) >= 1):
-            raise ValueError(f"DLNOTES_NUM_THREADS: expected 1, 2, ..., got {wanted!r}")
+            raise ValueError(
+                f"DLNOTES_NUM_THREADS: expected 1, 2, ..., got {wanted!r}"
+            )
         return int(wanted)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -100,6 +116,7 @@ def set_num_threads(n: int) -> None:
 # %% ../../nbs/core/execution.ipynb #1df2115e
 class _Job:
     "Pieces 0, ..., n - 1 of `work`, taken by whoever is free."
+
     def __init__(self, work: Callable[[int], None], n: int):
         self.work, self.n, self.next = work, n, count()
         self.done, self.finished = count(1), threading.Event()
@@ -118,6 +135,7 @@ class _Job:
 # %% ../../nbs/core/execution.ipynb #6898b00d
 class _Pool:
     "Threads that run jobs from a queue."
+
     def __init__(self) -> None:
         self.size, self.lock = 0, threading.Lock()
         self.jobs: SimpleQueue[_Job] = SimpleQueue()
@@ -129,7 +147,9 @@ class _Pool:
     def grow(self, size: int) -> None:
         with self.lock:
             for _ in range(self.size, min(size, 256)):  # more would only wait
-                threading.Thread(target=self.serve, name="dlnotes", daemon=True).start()
+                threading.Thread(
+                    target=self.serve, name="dlnotes", daemon=True
+                ).start()
                 self.size += 1
 
 
@@ -158,7 +178,9 @@ def in_threads(work: Callable[[int], None], n: int) -> None:
     for _ in range(min(helpers, _pool.size)):
         _pool.jobs.put(job)
     job.run()
-    for _ in range(100):  # the last piece is nearly done, and to be woken takes longer
+    for _ in range(
+        100
+    ):  # the last piece is nearly done, and to be woken takes longer
         if job.finished.is_set():
             break
         _give_way()
@@ -173,7 +195,9 @@ def parallel_for(work: Callable[[int, int], None], n: int, size: int) -> None:
     if pieces < 2:
         work(0, n)
     else:
-        in_threads(lambda i: work(n * i // pieces, n * (i + 1) // pieces), pieces)
+        in_threads(
+            lambda i: work(n * i // pieces, n * (i + 1) // pieces), pieces
+        )
 
 # %% ../../nbs/core/execution.ipynb #c331f217
 _own = threading.local()
@@ -185,20 +209,25 @@ def scratch_arrays(dtype: np.dtype, *lengths: int) -> list[np.ndarray]:
     sizes = [-(-n * dtype.itemsize // 64) * 64 for n in lengths]
     if getattr(_own, "memory", np.empty(0)).size < sum(sizes):
         memory = np.empty(sum(sizes) + 64, np.uint8)
-        memory = memory[-memory.ctypes.data % 64:]
+        memory = memory[-memory.ctypes.data % 64 :]
         if memory.size <= _MOST // 4:
             _own.memory = memory
     else:
         memory = _own.memory
     starts = accumulate(sizes, initial=0)
-    return [memory[start:start + n * dtype.itemsize].view(dtype)
-            for start, n in zip(starts, lengths)]
+    return [
+        memory[start : start + n * dtype.itemsize].view(dtype)
+        for start, n in zip(starts, lengths)
+    ]
 
 # %% ../../nbs/core/execution.ipynb #3cb34aef
 def is_batch_last(images: np.ndarray) -> bool:
     "Whether (m, channels, height, width) lies in memory as (channels, height, width, m)."
-    return (images.ndim == 4 and not images.flags.c_contiguous
-            and images.transpose(1, 2, 3, 0).flags.c_contiguous)
+    return (
+        images.ndim == 4
+        and not images.flags.c_contiguous
+        and images.transpose(1, 2, 3, 0).flags.c_contiguous
+    )
 
 # %% ../../nbs/core/execution.ipynb #66410819
 def to_batch_last(images: np.ndarray) -> np.ndarray:
@@ -211,7 +240,9 @@ def to_batch_first(images: np.ndarray) -> np.ndarray:
     return images.transpose(3, 0, 1, 2)
 
 # %% ../../nbs/core/execution.ipynb #25a57f7f
-def apply_elementwise(kernel: Any, x: np.ndarray, grad: np.ndarray | None = None) -> np.ndarray:
+def apply_elementwise(
+    kernel: Any, x: np.ndarray, grad: np.ndarray | None = None
+) -> np.ndarray:
     "What `kernel` makes of `x`, and of a `grad` of its shape, entry by entry."
     if grad is not None:
         check_array(grad, x.shape, x.dtype)
@@ -223,5 +254,7 @@ def apply_elementwise(kernel: Any, x: np.ndarray, grad: np.ndarray | None = None
     if x.size < 1_000_000:
         kernel(*flat)
     else:
-        parallel_for(lambda i, j: kernel(*[a[i:j] for a in flat]), x.size, x.size)
+        parallel_for(
+            lambda i, j: kernel(*[a[i:j] for a in flat]), x.size, x.size
+        )
     return out

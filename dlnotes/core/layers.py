@@ -31,6 +31,7 @@ class Layer:
       whole numbers that name things, and not amounts.
     - To write one: set `params` in `__init__`, and write `forward` and `backward`.
     """
+
     params: dict[str, np.ndarray]
     training: bool = True
     takes_ids: bool = False
@@ -45,8 +46,9 @@ class Layer:
         """
         raise NotImplementedError
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         """From the gradient by the answer, those by `x` and by each of `params`.
 
         - `input_grad`: False where that by `x` is not wanted: it may then be None.
@@ -77,12 +79,18 @@ class Layer:
         """
         own = self.state_dict()
         if odd := own.keys() ^ state.keys():
-            raise ValueError(f"state: expected the names {list(own)}, and {sorted(odd)} "
-                             "are not in both")
-        new = {name: as_float(state[name], name, a.shape, a.dtype)
-               for name, a in own.items()}
+            raise ValueError(
+                f"state: expected the names {list(own)}, and {sorted(odd)} "
+                "are not in both"
+            )
+        new = {
+            name: as_float(state[name], name, a.shape, a.dtype)
+            for name, a in own.items()
+        }
         if fixed := [name for name, a in own.items() if not a.flags.writeable]:
-            raise ValueError(f"{fixed[0]}: expected an array that can be written to")
+            raise ValueError(
+                f"{fixed[0]}: expected an array that can be written to"
+            )
         for name, a in own.items():
             a[...] = new[name]
 
@@ -90,17 +98,22 @@ class Layer:
         return f"{type(self).__name__}()"
 
 # %% ../../nbs/core/layers.ipynb #22498598
-def uniform_parameters(shapes: Mapping[str, tuple[int, ...]], n: int, rng: Any,
-            dtype: DTypeLike) -> dict[str, np.ndarray]:
+def uniform_parameters(
+    shapes: Mapping[str, tuple[int, ...]], n: int, rng: Any, dtype: DTypeLike
+) -> dict[str, np.ndarray]:
     r"First parameters, even in $\pm 1/\sqrt{n}$, drawn in the order of `shapes`."
     try:
         rng = np.random.default_rng(rng)
     except (TypeError, ValueError) as e:
-        raise type(e)(f"rng: expected a Generator, a seed or None, got {rng!r}") from e
+        raise type(e)(
+            f"rng: expected a Generator, a seed or None, got {rng!r}"
+        ) from e
     check_float_dtype(dtype)
     width = 1 / np.sqrt(n)
-    return {name: rng.uniform(-width, width, shape).astype(dtype)
-            for name, shape in shapes.items()}
+    return {
+        name: rng.uniform(-width, width, shape).astype(dtype)
+        for name, shape in shapes.items()
+    }
 
 # %% ../../nbs/core/layers.ipynb #160a11d0
 class Loss:
@@ -108,10 +121,13 @@ class Loss:
 
     - `reduction`: "mean" or "sum" over the examples; ValueError on others.
     """
+
     def __init__(self, reduction: str = "mean"):
         self.reduction = check_reduction(reduction)
 
-    def forward(self, output: np.ndarray, target: ArrayLike) -> tuple[float, Any]:
+    def forward(
+        self, output: np.ndarray, target: ArrayLike
+    ) -> tuple[float, Any]:
         "The loss of `output`, and the cache that `backward` needs."
         raise NotImplementedError
 
@@ -122,8 +138,13 @@ class Loss:
     def __call__(self, output: np.ndarray, target: ArrayLike) -> float:
         return self.forward(output, target)[0]
 
-    def targets(self, y: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike,
-                name: str = "target") -> np.ndarray:
+    def targets(
+        self,
+        y: ArrayLike,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        name: str = "target",
+    ) -> np.ndarray:
         "The targets `y` of outputs of that shape and dtype, checked, as `forward` takes them."
         return as_float(y, name, shape, dtype)
 
@@ -144,23 +165,36 @@ class Composite(Layer):
       `backward`, whose gradients `_join` puts together.
     - Raises TypeError on what is not a `Layer`, ValueError where one comes twice.
     """
+
     def __init__(self, **parts: Layer):
         for name, part in parts.items():
             check_instance(part, Layer, name)
         self.parts = parts
-        arrays = [id(a) for part in parts.values() for a in part.params.values()]
+        arrays = [
+            id(a) for part in parts.values() for a in part.params.values()
+        ]
         if len(set(arrays)) < len(arrays):
-            raise ValueError("layers: expected each layer once, as gradients are kept by name")
+            raise ValueError(
+                "layers: expected each layer once, as gradients are kept by name"
+            )
 
     @property
     def params(self) -> dict[str, np.ndarray]:  # type: ignore[override]
-        return {f"{part}.{name}": a for part, layer in self.parts.items()
-                for name, a in layer.params.items()}
+        return {
+            f"{part}.{name}": a
+            for part, layer in self.parts.items()
+            for name, a in layer.params.items()
+        }
 
-    def _join(self, grads: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def _join(
+        self, grads: Mapping[str, Mapping[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
         "Gradients by part as one dictionary, in the order of `params`."
-        return {f"{part}.{name}": grads[part][name] for part, layer in self.parts.items()
-                for name in layer.params}
+        return {
+            f"{part}.{name}": grads[part][name]
+            for part, layer in self.parts.items()
+            for name in layer.params
+        }
 
     def train(self, mode: bool = True) -> Any:
         for part in self.parts.values():
@@ -168,8 +202,11 @@ class Composite(Layer):
         return super().train(mode)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        return {f"{part}.{name}": a for part, layer in self.parts.items()
-                for name, a in layer.state_dict().items()}
+        return {
+            f"{part}.{name}": a
+            for part, layer in self.parts.items()
+            for name, a in layer.state_dict().items()
+        }
 
 # %% ../../nbs/core/layers.ipynb #5e96f501
 class Sequential(Composite):
@@ -178,6 +215,7 @@ class Sequential(Composite):
     - `params`: those of all, as "0.weight", "2.bias"; the arrays are the layers' own.
     - Raises TypeError on what is not a `Layer`, ValueError where one comes twice.
     """
+
     def __init__(self, *layers: Layer):
         for i, layer in enumerate(layers):
             check_instance(layer, Layer, f"layers[{i}]")
@@ -192,12 +230,15 @@ class Sequential(Composite):
             caches.append(cache)
         return x, caches
 
-    def backward(self, grad: np.ndarray, cache: Any, input_grad: bool = True,
-                 ) -> tuple[Any, dict[str, np.ndarray]]:
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         grads = {}
         for i in range(len(self.layers) - 1, -1, -1):
             wanted = input_grad or i > 0
-            grad, grads[str(i)] = self.layers[i].backward(grad, cache[i], wanted)
+            grad, grads[str(i)] = self.layers[i].backward(
+                grad, cache[i], wanted
+            )
         return grad, self._join(grads)
 
     def __len__(self) -> int:
@@ -207,7 +248,11 @@ class Sequential(Composite):
         return iter(self.layers)
 
     def __getitem__(self, i: int | slice) -> Any:
-        return Sequential(*self.layers[i]) if isinstance(i, slice) else self.layers[i]
+        return (
+            Sequential(*self.layers[i])
+            if isinstance(i, slice)
+            else self.layers[i]
+        )
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self.layers))})"
@@ -215,6 +260,7 @@ class Sequential(Composite):
 # %% ../../nbs/core/layers.ipynb #621fbf85
 class _Summary:
     "Rows of (name, layer, output shape, parameters), as text or as a table in a notebook."
+
     head = ("layer", "", "output shape", "parameters")
 
     def __init__(self, rows: Sequence[tuple[str, str, tuple[int, ...], int]]):
@@ -222,18 +268,26 @@ class _Summary:
         self.parameters = sum(row[3] for row in rows)
 
     def _cells(self) -> list[tuple[str, ...]]:
-        shown = [(name, kind, f"({', '.join(['m', *map(str, shape)])})", f"{n:,}")
-                 for name, kind, shape, n in self.rows]
+        shown = [
+            (name, kind, f"({', '.join(['m', *map(str, shape)])})", f"{n:,}")
+            for name, kind, shape, n in self.rows
+        ]
         return [*shown, ("all", "", "", f"{self.parameters:,}")]
 
     def __repr__(self) -> str:
         lines = [self.head, *self._cells()]
         a, b, c, d = (max(map(len, column)) for column in zip(*lines))
-        return "\n".join(f"{i:{a}}  {k:{b}}  {s:{c}}  {n:>{d}}".rstrip()
-                         for i, k, s, n in lines)
+        return "\n".join(
+            f"{i:{a}}  {k:{b}}  {s:{c}}  {n:>{d}}".rstrip()
+            for i, k, s, n in lines
+        )
 
     def _repr_markdown_(self) -> str:
-        lines = [("no.", "layer", *self.head[2:]), (":--", ":--", ":--", "--:"), *self._cells()]
+        lines = [
+            ("no.", "layer", *self.head[2:]),
+            (":--", ":--", ":--", "--:"),
+            *self._cells(),
+        ]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 # %% ../../nbs/core/layers.ipynb #c1419da3
@@ -261,5 +315,10 @@ def summary(model: Layer, input_shape: Sequence[int]) -> _Summary:
         size = sum(p.size for p in layer.params.values())
         rows.append((name, repr(layer), y.shape[1:], size))
         return y
-    walk(model, "", np.zeros(shape, np.int64 if model.takes_ids else first.dtype))
+
+    walk(
+        model,
+        "",
+        np.zeros(shape, np.int64 if model.takes_ids else first.dtype),
+    )
     return _Summary(rows)

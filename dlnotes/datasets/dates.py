@@ -20,8 +20,10 @@ __all__ = ['LOCALES', 'UNSEEN_LOCALES', 'FIRST_DAY', 'LAST_DAY', 'DatePairs', 'd
            'CharTokenizer', 'as_examples']
 
 # %% ../../nbs/datasets/dates.ipynb #01d2c02a
-LOCALES = tuple("""en de fr es it pt nl sv da pl cs fi hu tr vi id ru bg el he ar fa hi bn
-    ta th my ja zh ko ka hy am""".split())
+LOCALES = tuple(
+    """en de fr es it pt nl sv da pl cs fi hu tr vi id ru bg el he ar fa hi bn
+    ta th my ja zh ko ka hy am""".split()
+)
 UNSEEN_LOCALES = tuple("nb ca sk uk mr ur".split())
 
 # %% ../../nbs/datasets/dates.ipynb #d269ba15
@@ -31,41 +33,66 @@ def _babel() -> Any:
         from babel import Locale, UnknownLocaleError
         from babel.lists import format_list
     except ImportError as e:
-        raise ImportError("writing dates as people do needs Babel: "
-                          "pip install 'dlnotes[data]'") from e
+        raise ImportError(
+            "writing dates as people do needs Babel: "
+            "pip install 'dlnotes[data]'"
+        ) from e
     return Locale, format_list, UnknownLocaleError
 
 # %% ../../nbs/datasets/dates.ipynb #c8281dac
 _LENGTHS = ("short", "medium", "long", "full")
 _SKELETONS = ("yMd", "yMEd", "yMMMd", "yMMMEd", "GyMMMd")  # E: weekday, G: era
-_ZEROS = {"ar": "٠", "fa": "۰", "ur": "۰", "hi": "०", "mr": "०", "bn": "০", "ta": "௦",
-          "th": "๐", "my": "၀"}
+_ZEROS = {
+    "ar": "٠",
+    "fa": "۰",
+    "ur": "۰",
+    "hi": "०",
+    "mr": "०",
+    "bn": "০",
+    "ta": "௦",
+    "th": "๐",
+    "my": "၀",
+}
 
 # %% ../../nbs/datasets/dates.ipynb #18e4ac48
-_MONTH_NUMBER = re.compile(r"%\((M|MM|L|LL)\)s(?![^\W\d_])")  # and no letter after it
+_MONTH_NUMBER = re.compile(
+    r"%\((M|MM|L|LL)\)s(?![^\W\d_])"
+)  # and no letter after it
 
 # %% ../../nbs/datasets/dates.ipynb #41844d1f
 class _Locale:
     "How one locale writes dates."
+
     def __init__(self, code: str):
         locale, self.listed, _ = _babel()
         self.code, self.babel = code, locale.parse(code)
         skeletons = self.babel.datetime_skeletons
         found = [self.babel.date_formats[length] for length in _LENGTHS]
         found += [skeletons[key] for key in _SKELETONS if key in skeletons]
-        self.patterns = list({pattern.pattern: pattern for pattern in found}.values())
+        self.patterns = list(
+            {pattern.pattern: pattern for pattern in found}.values()
+        )
         zero = ord(_ZEROS.get(code, "0"))
         self.digits = {ord("0") + i: chr(zero + i) for i in range(10)}
 
     def forms(self, named: bool) -> list[int]:
         "The numbers of the patterns, or of those that name the month."
-        return [i for i, pattern in enumerate(self.patterns)
-                if not (named and _MONTH_NUMBER.search(pattern.format))]
+        return [
+            i
+            for i, pattern in enumerate(self.patterns)
+            if not (named and _MONTH_NUMBER.search(pattern.format))
+        ]
 
-    def write(self, days: Sequence[date], form: int, own_digits: bool = False) -> str:
+    def write(
+        self, days: Sequence[date], form: int, own_digits: bool = False
+    ) -> str:
         "The days in one of the forms, listed as the locale lists things."
         texts = [self.patterns[form].apply(day, self.babel) for day in days]
-        text = texts[0] if len(texts) == 1 else self.listed(texts, locale=self.babel)
+        text = (
+            texts[0]
+            if len(texts) == 1
+            else self.listed(texts, locale=self.babel)
+        )
         text = text.translate(self.digits) if own_digits else text
         unclear = _MONTH_NUMBER.search(self.patterns[form].format)
         return f"{self.code} {text}" if unclear else text
@@ -77,7 +104,9 @@ def _locale(code: str) -> _Locale:
     try:
         return _Locale(code)
     except (_babel()[2], LookupError, TypeError, ValueError) as e:
-        raise ValueError(f"locales: expected codes such as 'en', got {code!r}: {e}") from e
+        raise ValueError(
+            f"locales: expected codes such as 'en', got {code!r}: {e}"
+        ) from e
 
 # %% ../../nbs/datasets/dates.ipynb #edd26859
 class DatePairs(NamedTuple):
@@ -86,28 +115,46 @@ class DatePairs(NamedTuple):
     - `texts`: as people write; `targets`: the same in ISO 8601; `locales`: whose way of
       writing it is. Lists of the same length.
     """
+
     texts: list[str]
     targets: list[str]
     locales: list[str]
 
 # %% ../../nbs/datasets/dates.ipynb #13ab12ae
-FIRST_DAY, LAST_DAY = date(1950, 1, 1).toordinal(), date(2049, 12, 31).toordinal()
+FIRST_DAY, LAST_DAY = (
+    date(1950, 1, 1).toordinal(),
+    date(2049, 12, 31).toordinal(),
+)
 
 
 def _days(days: Any) -> np.ndarray:
     "Ordinals of days, in the hundred years where two digits of a year are enough."
-    days = np.arange(FIRST_DAY, LAST_DAY + 1) if days is None else np.asarray(days)
+    days = (
+        np.arange(FIRST_DAY, LAST_DAY + 1)
+        if days is None
+        else np.asarray(days)
+    )
     if days.ndim != 1 or days.dtype.kind not in "iu" or not days.size:
-        raise ValueError(f"days: expected ordinals, got {days.dtype} of shape {days.shape}")
+        raise ValueError(
+            f"days: expected ordinals, got {days.dtype} of shape {days.shape}"
+        )
     if days.min() < FIRST_DAY or days.max() > LAST_DAY:
-        raise ValueError(f"days: expected {FIRST_DAY} to {LAST_DAY} (1950 to 2049), got "
-                         f"{days.min()} to {days.max()}")
+        raise ValueError(
+            f"days: expected {FIRST_DAY} to {LAST_DAY} (1950 to 2049), got "
+            f"{days.min()} to {days.max()}"
+        )
     return days
 
 # %% ../../nbs/datasets/dates.ipynb #ea66e1fd
-def date_pairs(n: int, locales: Sequence[str] = LOCALES, days: Any = None, *,
-               per_text: int = 1, named: bool = False,
-               rng: np.random.Generator | int | None = None) -> DatePairs:
+def date_pairs(
+    n: int,
+    locales: Sequence[str] = LOCALES,
+    days: Any = None,
+    *,
+    per_text: int = 1,
+    named: bool = False,
+    rng: np.random.Generator | int | None = None,
+) -> DatePairs:
     """Random dates, each in a random form of a random locale.
 
     - `n`: how many; `locales`: CLDR's codes; `days`: ordinals, as of `date.toordinal`, to
@@ -123,16 +170,26 @@ def date_pairs(n: int, locales: Sequence[str] = LOCALES, days: Any = None, *,
     if not known:
         raise ValueError("locales: expected at least one")
     rng = np.random.default_rng(rng)
-    pairs = [_pair(known[rng.integers(len(known))], days, per_text, named, rng)
-             for _ in range(n)]
+    pairs = [
+        _pair(known[rng.integers(len(known))], days, per_text, named, rng)
+        for _ in range(n)
+    ]
     return DatePairs(*map(list, zip(*pairs)))
 
 # %% ../../nbs/datasets/dates.ipynb #7885e263
-def _pair(locale: _Locale, days: np.ndarray, per_text: int, named: bool,
-          rng: np.random.Generator) -> tuple[str, str, str]:
+def _pair(
+    locale: _Locale,
+    days: np.ndarray,
+    per_text: int,
+    named: bool,
+    rng: np.random.Generator,
+) -> tuple[str, str, str]:
     "A text, its target and its locale's code; all its dates are written in one form."
     forms, own_digits = locale.forms(named), bool(rng.integers(2))
-    form, count = forms[rng.integers(len(forms))], rng.integers(1, per_text + 1)
+    form, count = (
+        forms[rng.integers(len(forms))],
+        rng.integers(1, per_text + 1),
+    )
     chosen = [date.fromordinal(int(day)) for day in rng.choice(days, count)]
     target = " ".join(day.isoformat() for day in chosen)
     return locale.write(chosen, form, own_digits), target, locale.code
@@ -144,14 +201,16 @@ class DateSplits(NamedTuple):
     - `train`, `validation`, `test`: of `LOCALES`; `unseen`: days of `test`, written by
       `UNSEEN_LOCALES`, with the month named.
     """
+
     train: DatePairs
     validation: DatePairs
     test: DatePairs
     unseen: DatePairs
 
 # %% ../../nbs/datasets/dates.ipynb #7514d131
-def date_splits(train: int = 40_000, test: int = 2000, *, per_text: int = 1,
-                seed: int = 0) -> DateSplits:
+def date_splits(
+    train: int = 40_000, test: int = 2000, *, per_text: int = 1, seed: int = 0
+) -> DateSplits:
     """Pairs split by day, eight days in ten to learn from, and by locale.
 
     - `train`: how many pairs to learn from; `test`: how many in each of the other parts.
@@ -160,12 +219,16 @@ def date_splits(train: int = 40_000, test: int = 2000, *, per_text: int = 1,
     """
     rng = np.random.default_rng(seed)
     days = rng.permutation(np.arange(FIRST_DAY, LAST_DAY + 1))
-    learn, look, ask = np.split(days, [len(days) * 8 // 10, len(days) * 9 // 10])
+    learn, look, ask = np.split(
+        days, [len(days) * 8 // 10, len(days) * 9 // 10]
+    )
     options: dict[str, Any] = {"per_text": per_text, "rng": rng}
-    return DateSplits(date_pairs(train, days=learn, **options),
-                      date_pairs(test, days=look, **options),
-                      date_pairs(test, days=ask, **options),
-                      date_pairs(test, UNSEEN_LOCALES, ask, named=True, **options))
+    return DateSplits(
+        date_pairs(train, days=learn, **options),
+        date_pairs(test, days=look, **options),
+        date_pairs(test, days=ask, **options),
+        date_pairs(test, UNSEEN_LOCALES, ask, named=True, **options),
+    )
 
 # %% ../../nbs/datasets/dates.ipynb #b04ab998
 class CharTokenizer:
@@ -176,6 +239,7 @@ class CharTokenizer:
     - To restore one, keep its `characters`: `CharTokenizer([tokenizer.characters])`.
     - Raises ValueError where there is no text, TypeError on what is no text.
     """
+
     PAD, START, END, UNKNOWN = 0, 1, 2, 3
 
     def __init__(self, texts: Sequence[str]):
@@ -185,18 +249,24 @@ class CharTokenizer:
     def __len__(self) -> int:
         return 4 + len(self.characters)
 
-    def encode(self, texts: Sequence[str], start: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def encode(
+        self, texts: Sequence[str], start: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Texts as rows of numbers, each with `END` after it, then `PAD`.
 
         - Returns ids (m, time) int64 and mask (m, time), True where there is no padding.
         - `start`: put `START` before. A character outside the vocabulary is `UNKNOWN`.
         - Raises TypeError or ValueError unless there are texts.
         """
-        rows = [[self.START] * bool(start) + [self._ids.get(c, self.UNKNOWN) for c in text]
-                + [self.END] for text in _texts(texts)]
+        rows = [
+            [self.START] * bool(start)
+            + [self._ids.get(c, self.UNKNOWN) for c in text]
+            + [self.END]
+            for text in _texts(texts)
+        ]
         ids = np.full((len(rows), max(map(len, rows))), self.PAD, np.int64)
         for row, numbers in zip(ids, rows):
-            row[:len(numbers)] = numbers
+            row[: len(numbers)] = numbers
         return ids, ids != self.PAD
 
     def decode(self, ids: Any) -> list[str]:
@@ -207,13 +277,20 @@ class CharTokenizer:
         """
         ids = as_array(ids, "ids")
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
-            raise ValueError(f"ids: expected whole numbers (m, time), got {ids.dtype} of "
-                             f"shape {ids.shape}")
+            raise ValueError(
+                f"ids: expected whole numbers (m, time), got {ids.dtype} of "
+                f"shape {ids.shape}"
+            )
         if ids.size and not 0 <= ids.min() <= ids.max() < len(self):
-            raise ValueError(f"ids: expected 0 to {len(self) - 1}, got {ids.min()} to "
-                             f"{ids.max()}")
+            raise ValueError(
+                f"ids: expected 0 to {len(self) - 1}, got {ids.min()} to "
+                f"{ids.max()}"
+            )
         signs = ["", "", "", "\ufffd", *self.characters]
-        return ["".join(signs[i] for i in row[:_end(row, self.END)]) for row in ids.tolist()]
+        return [
+            "".join(signs[i] for i in row[: _end(row, self.END)])
+            for row in ids.tolist()
+        ]
 
     def __repr__(self) -> str:
         return f"CharTokenizer({len(self)} tokens)"
@@ -222,10 +299,14 @@ class CharTokenizer:
 def _texts(texts: Any) -> list[str]:
     "A list of at least one text."
     if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise TypeError(f"texts: expected a list of strings, got {texts!r:.60}")
+        raise TypeError(
+            f"texts: expected a list of strings, got {texts!r:.60}"
+        )
     texts = list(texts)
     if wrong := [text for text in texts if not isinstance(text, str)]:
-        raise TypeError(f"texts: expected a list of strings, got {wrong[0]!r:.60} in it")
+        raise TypeError(
+            f"texts: expected a list of strings, got {wrong[0]!r:.60} in it"
+        )
     if not texts:
         raise ValueError("texts: expected at least one")
     return texts
@@ -236,8 +317,9 @@ def _end(row: list[int], end: int) -> int:
     return row.index(end) if end in row else len(row)
 
 # %% ../../nbs/datasets/dates.ipynb #b6b3a869
-def as_examples(pairs: DatePairs, source: CharTokenizer, target: CharTokenizer,
-                ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+def as_examples(
+    pairs: DatePairs, source: CharTokenizer, target: CharTokenizer
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
     """Pairs as `fit` and the models take them: ((src, tgt_in, src_mask), tgt_out).
 
     - `src` (m, S), `src_mask` (m, S): what is read; `tgt_in` (m, T): `START` and the
@@ -249,4 +331,8 @@ def as_examples(pairs: DatePairs, source: CharTokenizer, target: CharTokenizer,
     check_instance(target, CharTokenizer, "target")
     src, mask = source.encode(pairs.texts)
     tgt = target.encode(pairs.targets, start=True)[0]
-    return (src, np.ascontiguousarray(tgt[:, :-1]), mask), np.ascontiguousarray(tgt[:, 1:])
+    return (
+        src,
+        np.ascontiguousarray(tgt[:, :-1]),
+        mask,
+    ), np.ascontiguousarray(tgt[:, 1:])

@@ -27,10 +27,14 @@ __all__ = ['read_idx', 'ImageData', 'mnist', 'fashion_mnist', 'as_images']
 def _take(stream: BinaryIO, size: int, what: str) -> bytearray:
     "Exactly `size` bytes from the stream, or an error that begins with `what`."
     data = bytearray()
-    while len(data) < size and (piece := stream.read(min(size - len(data), 1 << 20))):
+    while len(data) < size and (
+        piece := stream.read(min(size - len(data), 1 << 20))
+    ):
         data += piece
     if len(data) < size:
-        raise ValueError(f"{what}: expected {size} bytes, got only {len(data)}")
+        raise ValueError(
+            f"{what}: expected {size} bytes, got only {len(data)}"
+        )
     return data
 
 # %% ../../nbs/datasets/images.ipynb #e263e666
@@ -42,16 +46,26 @@ def _header(stream: BinaryIO, name: str) -> tuple[np.dtype, tuple[int, ...]]:
     "Type and shape of the array that follows in the stream."
     magic = bytes(_take(stream, 4, f"{name}: start of the header"))
     if magic[:2] != b"\0\0":
-        raise ValueError(f"{name}: expected an IDX file, which begins with two zero bytes, "
-                         f"got {magic!r}")
+        raise ValueError(
+            f"{name}: expected an IDX file, which begins with two zero bytes, "
+            f"got {magic!r}"
+        )
     if magic[2] not in _TYPES:
-        raise ValueError(f"{name}: expected type code 8, 9 or 11 to 14, got {magic[2]}")
+        raise ValueError(
+            f"{name}: expected type code 8, 9 or 11 to 14, got {magic[2]}"
+        )
     if not 1 <= magic[3] <= _MAX_DIMS:
-        raise ValueError(f"{name}: expected 1 to {_MAX_DIMS} dimensions, got {magic[3]}")
-    lengths = _take(stream, 4 * magic[3], f"{name}: lengths of {magic[3]} dimensions")
+        raise ValueError(
+            f"{name}: expected 1 to {_MAX_DIMS} dimensions, got {magic[3]}"
+        )
+    lengths = _take(
+        stream, 4 * magic[3], f"{name}: lengths of {magic[3]} dimensions"
+    )
     shape = struct.unpack(f">{magic[3]}I", lengths)
     if 0 in shape:
-        raise ValueError(f"{name}: expected lengths of at least 1, got shape {shape}")
+        raise ValueError(
+            f"{name}: expected lengths of at least 1, got shape {shape}"
+        )
     return np.dtype(_TYPES[magic[2]]), shape
 
 # %% ../../nbs/datasets/images.ipynb #6fda61b8
@@ -59,10 +73,14 @@ def _array(stream: BinaryIO, name: str) -> np.ndarray:
     "The array that the stream holds from here to its end."
     dtype, shape = _header(stream, name)
     size = math.prod(shape) * dtype.itemsize
-    data = _take(stream, size, f"{name}: values of shape {shape}, {dtype.name}")
+    data = _take(
+        stream, size, f"{name}: values of shape {shape}, {dtype.name}"
+    )
     if stream.read(1):
-        raise ValueError(f"{name}: expected the end after {size} bytes of values of shape "
-                         f"{shape}, {dtype.name}, got more")
+        raise ValueError(
+            f"{name}: expected the end after {size} bytes of values of shape "
+            f"{shape}, {dtype.name}, got more"
+        )
     array = np.frombuffer(data, dtype).reshape(shape)
     return array.astype(dtype.newbyteorder("="), copy=False)
 
@@ -72,7 +90,9 @@ def _opened(source: Any) -> tuple[io.BufferedReader, str]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BufferedReader(io.BytesIO(source)), "source"  # type: ignore[arg-type]
     if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"source: expected a path or bytes, got {type(source).__name__}")
+        raise TypeError(
+            f"source: expected a path or bytes, got {type(source).__name__}"
+        )
     return open(source, "rb"), os.fsdecode(source)
 
 # %% ../../nbs/datasets/images.ipynb #78825901
@@ -91,13 +111,19 @@ def read_idx(source: str | os.PathLike[str] | bytes) -> np.ndarray:
         start = stream.peek(2)[:2]
         packed = start == b"\x1f\x8b"
         if name.lower().endswith(".gz") and not packed:
-            raise ValueError(f"{name}: expected gzip, which begins with {bytes([31, 139])!r}, "
-                             f"got {start!r}")
+            raise ValueError(
+                f"{name}: expected gzip, which begins with {bytes([31, 139])!r}, "
+                f"got {start!r}"
+            )
         try:
-            with gzip.GzipFile(fileobj=stream) if packed else stream as content:
+            with (
+                gzip.GzipFile(fileobj=stream) if packed else stream as content
+            ):
                 return _array(content, name)  # type: ignore[arg-type]
         except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-            raise ValueError(f"{name}: expected whole gzip data, got damaged: {e}") from e
+            raise ValueError(
+                f"{name}: expected whole gzip data, got damaged: {e}"
+            ) from e
 
 # %% ../../nbs/datasets/images.ipynb #9ff37e58
 class ImageData(NamedTuple):
@@ -107,6 +133,7 @@ class ImageData(NamedTuple):
     - `test_images`, `test_labels`: the same for the test set.
     - `classes`: the name of each label.
     """
+
     train_images: np.ndarray
     train_labels: np.ndarray
     test_images: np.ndarray
@@ -117,7 +144,9 @@ class ImageData(NamedTuple):
 def _folder(root: Any) -> Path:
     "The folder that holds the data sets."
     if root is not None and not isinstance(root, (str, os.PathLike)):
-        raise TypeError(f"root: expected a path or None, got {type(root).__name__}")
+        raise TypeError(
+            f"root: expected a path or None, got {type(root).__name__}"
+        )
     chosen = root if root is not None else os.environ.get("DLNOTES_DATA")
     return Path(chosen or _pooch().os_cache("dlnotes")).expanduser()
 
@@ -127,13 +156,15 @@ def _pooch() -> Any:
     try:
         import pooch
     except ImportError as e:
-        raise ImportError("fetching data sets needs pooch: "
-                          "pip install 'dlnotes[data]'") from e
+        raise ImportError(
+            "fetching data sets needs pooch: pip install 'dlnotes[data]'"
+        ) from e
     return pooch
 
 # %% ../../nbs/datasets/images.ipynb #0296d21c
 class _Source(NamedTuple):
     "Where a data set comes from."
+
     name: str
     mirrors: tuple[str, ...]
     sha256: Mapping[str, str]  # of the four files, in the order of ImageData
@@ -142,37 +173,49 @@ class _Source(NamedTuple):
 # %% ../../nbs/datasets/images.ipynb #f93eb999
 # The checksums are those that both TensorFlow Datasets (url_checksums/mnist.txt) and
 # torchvision (prototype/datasets/_builtin/mnist.py) publish.
-_MNIST = _Source("mnist", (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "https://storage.googleapis.com/cvdf-datasets/mnist/",
-), {
-    "train-images-idx3-ubyte.gz":
-        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-    "train-labels-idx1-ubyte.gz":
-        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-    "t10k-images-idx3-ubyte.gz":
-        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-    "t10k-labels-idx1-ubyte.gz":
-        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-}, tuple("0123456789"))
+_MNIST = _Source(
+    "mnist",
+    (
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    ),
+    {
+        "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    },
+    tuple("0123456789"),
+)
 
 # %% ../../nbs/datasets/images.ipynb #b94dc7c3
 # Checksums: TensorFlow Datasets (url_checksums/fashion_mnist.txt) and torchvision, as above.
-_FASHION_MNIST = _Source("fashion-mnist", (
-    "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
-    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-), {
-    "train-images-idx3-ubyte.gz":
-        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-    "train-labels-idx1-ubyte.gz":
-        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-    "t10k-images-idx3-ubyte.gz":
-        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-    "t10k-labels-idx1-ubyte.gz":
-        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-}, ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"))
+_FASHION_MNIST = _Source(
+    "fashion-mnist",
+    (
+        "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    ),
+    {
+        "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    },
+    (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ),
+)
 
 # %% ../../nbs/datasets/images.ipynb #ed021996
 _TIMEOUT = 20  # seconds without a byte, after which the next mirror is tried
@@ -182,34 +225,60 @@ def _fetch(source: _Source, file: str, folder: Path) -> Path:
     "The path of `file` with the right checksum, from the folder or the first mirror."
     pooch = _pooch()
     from requests import RequestException  # pooch has brought it
+
     failures = []
     for mirror in source.mirrors:
         downloader = pooch.HTTPDownloader(
-            progressbar=True, chunk_size=1 << 16, timeout=_TIMEOUT,
-            headers={"Accept-Encoding": "identity"})  # to be stored as it lies there
+            progressbar=True,
+            chunk_size=1 << 16,
+            timeout=_TIMEOUT,
+            headers={"Accept-Encoding": "identity"},
+        )  # to be stored as it lies there
         try:
-            return Path(pooch.retrieve(mirror + file, source.sha256[file], file, folder,
-                                       downloader=downloader))
-        except (RequestException, ValueError) as e:  # no answer, a wrong one, or wrong bytes
+            return Path(
+                pooch.retrieve(
+                    mirror + file,
+                    source.sha256[file],
+                    file,
+                    folder,
+                    downloader=downloader,
+                )
+            )
+        except (
+            RequestException,
+            ValueError,
+        ) as e:  # no answer, a wrong one, or wrong bytes
             failures.append(f"\n  {mirror}{file}: {e}")
         except OSError as e:
-            raise OSError(f"{folder}: expected a folder to keep {file} in, got {e}; "
-                          "DLNOTES_DATA may name another") from e
+            raise OSError(
+                f"{folder}: expected a folder to keep {file} in, got {e}; "
+                "DLNOTES_DATA may name another"
+            ) from e
     raise OSError(_apology(source, file, folder, failures))
 
 # %% ../../nbs/datasets/images.ipynb #5a2428ed
-def _apology(source: _Source, file: str, folder: Path, failures: list[str]) -> str:
+def _apology(
+    source: _Source, file: str, folder: Path, failures: list[str]
+) -> str:
     "What to say when no mirror had the file."
-    found = "a file with another checksum" if (folder / file).exists() else "no such file"
-    return (f"{source.name}: could not fetch {file}; there is {found} in {folder}, "
-            f"and no mirror helped:{''.join(failures)}\nIf you have the file from elsewhere, "
-            f"put it into {folder}; its SHA256 has to be {source.sha256[file]}")
+    found = (
+        "a file with another checksum"
+        if (folder / file).exists()
+        else "no such file"
+    )
+    return (
+        f"{source.name}: could not fetch {file}; there is {found} in {folder}, "
+        f"and no mirror helped:{''.join(failures)}\nIf you have the file from elsewhere, "
+        f"put it into {folder}; its SHA256 has to be {source.sha256[file]}"
+    )
 
 # %% ../../nbs/datasets/images.ipynb #64545dba
 def _load(source: _Source, root: Any) -> ImageData:
     "The four files of a data set, fetched and read."
     folder = _folder(root) / source.name
-    x, y, x_test, y_test = (read_idx(_fetch(source, file, folder)) for file in source.sha256)
+    x, y, x_test, y_test = (
+        read_idx(_fetch(source, file, folder)) for file in source.sha256
+    )
     return ImageData(x, y, x_test, y_test, source.classes)
 
 # %% ../../nbs/datasets/images.ipynb #1a8cb6f0
@@ -245,10 +314,16 @@ def as_images(images: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
     """
     kind = getattr(images, "dtype", type(images).__name__)
     if kind != np.uint8:
-        raise TypeError(f"images: expected an array of dtype uint8, got {kind}")
+        raise TypeError(
+            f"images: expected an array of dtype uint8, got {kind}"
+        )
     if np.dtype(dtype) not in (np.float32, np.float64):
-        raise TypeError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
+        raise TypeError(
+            f"dtype: expected float32 or float64, got {np.dtype(dtype)}"
+        )
     out = as_float(images, "images", (None, None, None), dtype)[:, None]
     if not out.size:
-        raise ValueError(f"images: expected at least one pixel, got shape {np.shape(images)}")
+        raise ValueError(
+            f"images: expected at least one pixel, got shape {np.shape(images)}"
+        )
     return np.divide(out, 255, out=out)

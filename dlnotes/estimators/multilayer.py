@@ -23,7 +23,15 @@ from ..training import fit as fit_model
 
 from ..core.arguments import check_count, check_real
 from ..core.layers import Layer, Sequential
-from ..mlp import GELU, CrossEntropyLoss, Linear, MSELoss, ReLU, Sigmoid, Tanh
+from dlnotes.mlp import (
+    GELU,
+    CrossEntropyLoss,
+    Linear,
+    MSELoss,
+    ReLU,
+    Sigmoid,
+    Tanh,
+)
 from ..mlp import log_softmax, softmax
 from ..training import AdamW, History
 
@@ -32,11 +40,17 @@ __all__ = ['NetworkEstimator', 'NetworkClassifier', 'MLPClassifier', 'MLPRegress
 
 # %% ../../nbs/estimators/multilayer.ipynb #ac47f374
 _ACTIVATIONS: dict[str, Callable[[], Layer] | None] = {
-    "relu": ReLU, "tanh": Tanh, "logistic": Sigmoid, "gelu": GELU, "identity": None}
+    "relu": ReLU,
+    "tanh": Tanh,
+    "logistic": Sigmoid,
+    "gelu": GELU,
+    "identity": None,
+}
 
 
-def _network(widths: list[int], activation: str, rng: np.random.Generator,
-             dtype: Any) -> Sequential:
+def _network(
+    widths: list[int], activation: str, rng: np.random.Generator, dtype: Any
+) -> Sequential:
     "Dense layers from the first width to the last, with activations between them."
     layers: list[Layer] = []
     for i, (n, out) in enumerate(zip(widths, widths[1:])):
@@ -50,8 +64,13 @@ def _sizes(value: Any) -> list[int]:
     "The argument `hidden_layer_sizes` as a list."
     sizes = np.asarray(value, object)
     if sizes.ndim > 1:
-        raise ValueError(f"hidden_layer_sizes: expected a number or a list, got {value!r}")
-    return [check_count(n, "hidden_layer_sizes") for n in sizes.reshape(-1).tolist()]
+        raise ValueError(
+            f"hidden_layer_sizes: expected a number or a list, got {value!r}"
+        )
+    return [
+        check_count(n, "hidden_layer_sizes")
+        for n in sizes.reshape(-1).tolist()
+    ]
 
 # %% ../../nbs/estimators/multilayer.ipynb #0297db71
 def _generator(random_state: Any) -> np.random.Generator:
@@ -64,8 +83,14 @@ def _generator(random_state: Any) -> np.random.Generator:
 # %% ../../nbs/estimators/multilayer.ipynb #0255cab0
 class _Plateau:
     "A callback of `fit`: true when the training loss has stopped falling."
+
     def __init__(self, tol: float, epochs: int):
-        self.tol, self.epochs, self.best, self.waited = tol, epochs, math.inf, 0
+        self.tol, self.epochs, self.best, self.waited = (
+            tol,
+            epochs,
+            math.inf,
+            0,
+        )
 
     def __call__(self, history: History) -> bool:
         loss = history.train_loss[-1]
@@ -85,6 +110,7 @@ def _enough(labels: np.ndarray | None, share: float) -> np.ndarray | None:
 # %% ../../nbs/estimators/multilayer.ipynb #d3d98af3
 class NetworkEstimator(BaseEstimator):
     "Training that depends neither on the network nor on what its answers mean."
+
     _loss: Any
     max_norm: float | None = None
 
@@ -95,29 +121,53 @@ class NetworkEstimator(BaseEstimator):
             check_count(getattr(self, name), name)
         for name in ("shuffle", "early_stopping", "verbose"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
-                raise TypeError(f"{name}: expected True or False, "
-                                f"got {getattr(self, name)!r}")
-        if not 0 < check_real(self.validation_fraction, "validation_fraction") < 1:
-            raise ValueError("validation_fraction: expected a share between 0 and 1, "
-                             f"got {self.validation_fraction!r}")
+                raise TypeError(
+                    f"{name}: expected True or False, "
+                    f"got {getattr(self, name)!r}"
+                )
+        if (
+            not 0
+            < check_real(self.validation_fraction, "validation_fraction")
+            < 1
+        ):
+            raise ValueError(
+                "validation_fraction: expected a share between 0 and 1, "
+                f"got {self.validation_fraction!r}"
+            )
 
     def _start(self, X, outputs):
         "A fresh network for the inputs `X`."
         self._rng = _generator(self.random_state)
         self.model_ = self._network(X, outputs)
-        self._optimizer = AdamW(self.model_.params, self.learning_rate_init,
-                                weight_decay=self.weight_decay)
+        self._optimizer = AdamW(
+            self.model_.params,
+            self.learning_rate_init,
+            weight_decay=self.weight_decay,
+        )
         self.loss_curve_, self.n_iter_ = [], 0
 
     def _learn(self, X, y, epochs, validation=None, callback=None):
         "Train for up to `epochs`; returns the history."
         patience = None if validation is None else self.n_iter_no_change
-        model = self.__dict__.pop("model_")  # an error leaves nothing to go on from
+        model = self.__dict__.pop(
+            "model_"
+        )  # an error leaves nothing to go on from
         history = fit_model(
-            model, self._loss, self._optimizer, X, y, epochs=epochs,
-            batch_size=self.batch_size, validation=validation, patience=patience,
-            shuffle=self.shuffle, rng=self._rng, max_norm=self.max_norm, callback=callback,
-            progress=self.verbose)
+            model,
+            self._loss,
+            self._optimizer,
+            X,
+            y,
+            epochs=epochs,
+            batch_size=self.batch_size,
+            validation=validation,
+            patience=patience,
+            shuffle=self.shuffle,
+            rng=self._rng,
+            max_norm=self.max_norm,
+            callback=callback,
+            progress=self.verbose,
+        )
         self.model_ = model
         self.loss_curve_ += history.train_loss
         self.n_iter_ += len(history.epochs)
@@ -128,8 +178,12 @@ class NetworkEstimator(BaseEstimator):
         self._start(X, outputs)
         if self.early_stopping:
             rows, aside = self._split(len(y), stratify)
-            history = self._learn(_rows(X, rows), y[rows], self.max_iter,
-                                  validation=(_rows(X, aside), y[aside]))
+            history = self._learn(
+                _rows(X, rows),
+                y[rows],
+                self.max_iter,
+                validation=(_rows(X, aside), y[aside]),
+            )
             self.validation_loss_curve_ = history.val_loss
             done = history.stopped_early
         else:
@@ -137,16 +191,22 @@ class NetworkEstimator(BaseEstimator):
             self._learn(X, y, self.max_iter, callback=plateau)
             done = plateau.waited >= plateau.epochs
         if not done:
-            warnings.warn(f"the loss was still falling after max_iter={self.max_iter} "
-                          "epochs", ConvergenceWarning, stacklevel=3)
+            warnings.warn(
+                f"the loss was still falling after max_iter={self.max_iter} "
+                "epochs",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
         return self
 
     def _split(self, m, stratify):
         "Examples to learn from, and examples set aside for validation."
         return train_test_split(
-            np.arange(m), test_size=self.validation_fraction,
+            np.arange(m),
+            test_size=self.validation_fraction,
             stratify=_enough(stratify, self.validation_fraction),
-            random_state=int(self._rng.integers(2**31)))
+            random_state=int(self._rng.integers(2**31)),
+        )
 
 
 def _rows(X, rows):
@@ -156,12 +216,24 @@ def _rows(X, rows):
 # %% ../../nbs/estimators/multilayer.ipynb #030d1eef
 class _MLP(NetworkEstimator):
     "The part that does not depend on what the answers mean."
-    def __init__(self, hidden_layer_sizes: int | Sequence[int] = (100,),
-                 activation: str = "relu", *, learning_rate_init: float = 1e-3,
-                 weight_decay: float = 1e-2, batch_size: int = 32, max_iter: int = 200,
-                 shuffle: bool = True, tol: float = 1e-4, n_iter_no_change: int = 10,
-                 early_stopping: bool = False, validation_fraction: float = 0.1,
-                 verbose: bool = False, random_state: Any = None):
+
+    def __init__(
+        self,
+        hidden_layer_sizes: int | Sequence[int] = (100,),
+        activation: str = "relu",
+        *,
+        learning_rate_init: float = 1e-3,
+        weight_decay: float = 1e-2,
+        batch_size: int = 32,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        tol: float = 1e-4,
+        n_iter_no_change: int = 10,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        verbose: bool = False,
+        random_state: Any = None,
+    ):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.learning_rate_init = learning_rate_init
@@ -178,9 +250,14 @@ class _MLP(NetworkEstimator):
 
     def _check_settings(self):
         _sizes(self.hidden_layer_sizes)
-        if not isinstance(self.activation, str) or self.activation not in _ACTIVATIONS:
-            raise ValueError(f"activation: expected one of {list(_ACTIVATIONS)}, "
-                             f"got {self.activation!r}")
+        if (
+            not isinstance(self.activation, str)
+            or self.activation not in _ACTIVATIONS
+        ):
+            raise ValueError(
+                f"activation: expected one of {list(_ACTIVATIONS)}, "
+                f"got {self.activation!r}"
+            )
         self._check_training()
 
     def _network(self, X, outputs):
@@ -190,12 +267,17 @@ class _MLP(NetworkEstimator):
     def _answers(self, X):
         "What the network answers to the rows of `X`."
         check_is_fitted(self, "model_")
-        X = validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=False)
-        return self.model_(X.astype(self.model_[0].params["weight"].dtype, copy=False))
+        X = validate_data(
+            self, X, dtype=[np.float64, np.float32], order="C", reset=False
+        )
+        return self.model_(
+            X.astype(self.model_[0].params["weight"].dtype, copy=False)
+        )
 
 # %% ../../nbs/estimators/multilayer.ipynb #1117eeae
 class NetworkClassifier(ClassifierMixin, NetworkEstimator):
     "What does not depend on the kind of inputs."
+
     _loss = CrossEntropyLoss()
 
     def fit(self, X: Any, y: ArrayLike) -> Any:
@@ -229,8 +311,10 @@ class NetworkClassifier(ClassifierMixin, NetworkEstimator):
 
     def _two_classes(self, name):
         if len(self.classes_) < 2:
-            raise ValueError(f"{name}: expected at least 2 classes, got 1 class, "
-                             f"{self.classes_}")
+            raise ValueError(
+                f"{name}: expected at least 2 classes, got 1 class, "
+                f"{self.classes_}"
+            )
 
 # %% ../../nbs/estimators/multilayer.ipynb #bdf401ba
 class MLPClassifier(NetworkClassifier, _MLP):
@@ -252,21 +336,33 @@ class MLPClassifier(NetworkClassifier, _MLP):
 
     Source: as for `AdamW`; the conventions are scikit-learn's.
     """
-    def partial_fit(self, X: ArrayLike, y: ArrayLike,
-                    classes: ArrayLike | None = None) -> MLPClassifier:
+
+    def partial_fit(
+        self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None
+    ) -> MLPClassifier:
         """One epoch over `X` (m, n), `y` (m,); the first call must name all `classes`.
 
         Returns self; raises as `fit` does.
         """
         first = not hasattr(self, "model_")
         if first and classes is None:
-            raise ValueError("classes: must be given in the first call of partial_fit")
-        known = self.classes_ if classes is None else np.unique(np.asarray(classes))
+            raise ValueError(
+                "classes: must be given in the first call of partial_fit"
+            )
+        known = (
+            self.classes_
+            if classes is None
+            else np.unique(np.asarray(classes))
+        )
         if not first and not np.array_equal(known, self.classes_):
-            raise ValueError(f"classes: expected {self.classes_} again, got {known}")
+            raise ValueError(
+                f"classes: expected {self.classes_} again, got {known}"
+            )
         data, targets = self._checked(X, y, reset=first)
         if not np.isin(targets, known).all():
-            raise ValueError(f"y: expected classes {known}, got {np.unique(targets)}")
+            raise ValueError(
+                f"y: expected classes {known}, got {np.unique(targets)}"
+            )
         if first:
             self.classes_ = known
             self._two_classes("classes")
@@ -276,8 +372,9 @@ class MLPClassifier(NetworkClassifier, _MLP):
 
     def _checked(self, X, y, reset=True):
         self._check_settings()
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C",
-                             reset=reset)
+        X, y = validate_data(
+            self, X, y, dtype=[np.float64, np.float32], order="C", reset=reset
+        )
         check_classification_targets(y)
         return X, y
 
@@ -291,6 +388,7 @@ class MLPRegressor(RegressorMixin, _MLP):
 
     Source: as for `AdamW`; the conventions are scikit-learn's.
     """
+
     _loss = MSELoss()
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> MLPRegressor:
@@ -321,11 +419,21 @@ class MLPRegressor(RegressorMixin, _MLP):
 
     def _checked(self, X, y, reset=True):
         self._check_settings()
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C",
-                             reset=reset, multi_output=True, y_numeric=True)
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            dtype=[np.float64, np.float32],
+            order="C",
+            reset=reset,
+            multi_output=True,
+            y_numeric=True,
+        )
         flat = y.ndim == 1
         if not reset and flat != self._flat:
-            raise ValueError(f"y: expected as many dimensions as before, got {y.shape}")
+            raise ValueError(
+                f"y: expected as many dimensions as before, got {y.shape}"
+            )
         self._flat = flat
         return X, y.reshape(len(y), -1).astype(X.dtype, copy=False)
 

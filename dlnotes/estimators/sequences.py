@@ -33,25 +33,37 @@ def _padded(sequences: Any) -> tuple[np.ndarray, np.ndarray]:
     k = arrays[0].shape[-1]
     for i, a in enumerate(arrays):
         if a.ndim != 2 or 0 in a.shape or a.shape[1] != k:
-            raise ValueError(f"X[{i}]: expected shape (time, {k}), at least one step, "
-                             f"got {a.shape}")
+            raise ValueError(
+                f"X[{i}]: expected shape (time, {k}), at least one step, "
+                f"got {a.shape}"
+            )
     lengths = np.array([len(a) for a in arrays])
     x = np.zeros((len(arrays), lengths.max(), k), np.result_type(*arrays))
     for row, a in zip(x, arrays):
-        row[:len(a)] = a
+        row[: len(a)] = a
     return x, np.arange(x.shape[1]) < lengths[:, None]
 
 # %% ../../nbs/estimators/sequences.ipynb #205bb14c
 def _is_list(X: Any) -> bool:
     "Whether `X` is a list of arrays or of rows of unequal length, and not a table."
-    if isinstance(X, np.ndarray) and (X.dtype != object or X.ndim > 1) or not isinstance(
-            X, (list, tuple, np.ndarray)):
+    if (
+        isinstance(X, np.ndarray)
+        and (X.dtype != object or X.ndim > 1)
+        or not isinstance(X, (list, tuple, np.ndarray))
+    ):
         return False
     if any(isinstance(a, np.ndarray) and a.ndim for a in X):
         return True
-    shapes = [(len(a), *np.shape(a[0])) if isinstance(a, (list, tuple)) and len(a) else ()
-              for a in X]
-    return any(len(s) == 2 for s in shapes) or len({len(s) and s[0] for s in shapes}) > 1
+    shapes = [
+        (len(a), *np.shape(a[0]))
+        if isinstance(a, (list, tuple)) and len(a)
+        else ()
+        for a in X
+    ]
+    return (
+        any(len(s) == 2 for s in shapes)
+        or len({len(s) and s[0] for s in shapes}) > 1
+    )
 
 # %% ../../nbs/estimators/sequences.ipynb #c0f59582
 _CELLS: dict[str, Callable[..., Any]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
@@ -59,28 +71,43 @@ _CELLS: dict[str, Callable[..., Any]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 
 class _Recurrent(NetworkEstimator):
     "A recurrent network and its training."
+
     bidirectional = False
 
     def _check_settings(self):
         if not isinstance(self.cell, str) or self.cell not in _CELLS:
-            raise ValueError(f"cell: expected one of {list(_CELLS)}, got {self.cell!r}")
+            raise ValueError(
+                f"cell: expected one of {list(_CELLS)}, got {self.cell!r}"
+            )
         for name in ("hidden_size", "num_layers"):
             check_count(getattr(self, name), name)
         check_real(self.dropout, "dropout", 0, 1)
         if self.max_norm is not None:
             check_real(self.max_norm, "max_norm", 1e-30)
         if not isinstance(self.bidirectional, (bool, np.bool_)):
-            raise TypeError("bidirectional: expected True or False, got "
-                            f"{self.bidirectional!r}")
+            raise TypeError(
+                "bidirectional: expected True or False, got "
+                f"{self.bidirectional!r}"
+            )
         self._check_training()
 
     def _model(self, features, outputs, dtype, last):
         "The recurrent layers, and a dense one on top."
         recurrent = _CELLS[self.cell](
-            features, self.hidden_size, self.num_layers, dropout=self.dropout,
-            bidirectional=bool(self.bidirectional), rng=self._rng, dtype=dtype)
-        head = Linear(self.hidden_size * (1 + self.bidirectional), outputs, rng=self._rng,
-                      dtype=dtype)
+            features,
+            self.hidden_size,
+            self.num_layers,
+            dropout=self.dropout,
+            bidirectional=bool(self.bidirectional),
+            rng=self._rng,
+            dtype=dtype,
+        )
+        head = Linear(
+            self.hidden_size * (1 + self.bidirectional),
+            outputs,
+            rng=self._rng,
+            dtype=dtype,
+        )
         return SequenceModel(recurrent, head, last=last)
 
 # %% ../../nbs/estimators/sequences.ipynb #1aba3d20
@@ -103,13 +130,28 @@ class SequenceClassifier(NetworkClassifier, _Recurrent):
 
     Source: as for `GRU`, `LSTM`, `RNN`; the conventions are scikit-learn's.
     """
-    def __init__(self, cell: str = "gru", hidden_size: int = 32, num_layers: int = 1, *,
-                 dropout: float = 0.0, bidirectional: bool = False,
-                 learning_rate_init: float = 5e-3, weight_decay: float = 1e-2,
-                 batch_size: int = 32, max_iter: int = 100, max_norm: float | None = 1.0,
-                 shuffle: bool = True, tol: float = 1e-4, n_iter_no_change: int = 10,
-                 early_stopping: bool = False, validation_fraction: float = 0.1,
-                 verbose: bool = False, random_state: Any = None):
+
+    def __init__(
+        self,
+        cell: str = "gru",
+        hidden_size: int = 32,
+        num_layers: int = 1,
+        *,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        learning_rate_init: float = 5e-3,
+        weight_decay: float = 1e-2,
+        batch_size: int = 32,
+        max_iter: int = 100,
+        max_norm: float | None = 1.0,
+        shuffle: bool = True,
+        tol: float = 1e-4,
+        n_iter_no_change: int = 10,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        verbose: bool = False,
+        random_state: Any = None,
+    ):
         self.cell = cell
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -133,21 +175,30 @@ class SequenceClassifier(NetworkClassifier, _Recurrent):
 
     def _sequences(self, X, reset):
         "As a tuple: (m, time, features), and the mask if lengths differ."
-        like_lists, table = not reset and not self._table and isinstance(X, (list, tuple)), False
+        like_lists, table = (
+            not reset and not self._table and isinstance(X, (list, tuple)),
+            False,
+        )
         if like_lists or _is_list(X):
             X, mask = _padded(X)
             parts = (X,) if mask.all() else (X, mask)
         elif getattr(X, "ndim", None) == 3:
             parts = (as_float(X, "X"),)
             if 0 in parts[0].shape:
-                raise ValueError("X: expected at least one sequence, step and feature, got "
-                                 f"shape {parts[0].shape}")
+                raise ValueError(
+                    "X: expected at least one sequence, step and feature, got "
+                    f"shape {parts[0].shape}"
+                )
         elif reset or self._table:
-            X = validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=reset)
+            X = validate_data(
+                self, X, dtype=[np.float64, np.float32], order="C", reset=reset
+            )
             parts, table = (X[:, :, None],), True
         else:
-            raise ValueError("X: expected a list of sequences, or (m, time, "
-                             f"{self._features}), got shape {np.shape(X)}")
+            raise ValueError(
+                "X: expected a list of sequences, or (m, time, "
+                f"{self._features}), got shape {np.shape(X)}"
+            )
         return self._same_kind(parts, table, reset)
 
     def _same_kind(self, parts, table, reset):
@@ -158,19 +209,28 @@ class SequenceClassifier(NetworkClassifier, _Recurrent):
             if not table:
                 self.n_features_in_ = features
         elif features != self._features:
-            raise ValueError(f"X: expected sequences of {self._features} features as in fit, "
-                             f"got {features}")
+            raise ValueError(
+                f"X: expected sequences of {self._features} features as in fit, "
+                f"got {features}"
+            )
         return parts
 
     def _checked(self, X, y, reset=True):
         self._check_settings()
         if y is None:
-            raise ValueError("y: requires y to be passed, but the target y is None")
+            raise ValueError(
+                "y: requires y to be passed, but the target y is None"
+            )
         parts = self._sequences(X, reset)
-        y = column_or_1d(check_array(y, ensure_2d=False, dtype=None, input_name="y"), warn=True)
+        y = column_or_1d(
+            check_array(y, ensure_2d=False, dtype=None, input_name="y"),
+            warn=True,
+        )
         check_classification_targets(y)
         if len(y) != len(parts[0]):
-            raise ValueError(f"y: expected {len(parts[0])} classes, got {len(y)}")
+            raise ValueError(
+                f"y: expected {len(parts[0])} classes, got {len(y)}"
+            )
         return parts, y
 
     def _answers(self, X):
@@ -178,8 +238,12 @@ class SequenceClassifier(NetworkClassifier, _Recurrent):
         parts = self._sequences(X, False)
         dtype = self.model_.params["head.weight"].dtype
         parts = (parts[0].astype(dtype, copy=False), *parts[1:])
-        return np.concatenate([self.model_(*(part[i:i + 256] for part in parts))
-                               for i in range(0, len(parts[0]), 256)])
+        return np.concatenate(
+            [
+                self.model_(*(part[i : i + 256] for part in parts))
+                for i in range(0, len(parts[0]), 256)
+            ]
+        )
 
 # %% ../../nbs/estimators/sequences.ipynb #b023d9cb
 class SequenceForecaster(_Recurrent):
@@ -197,15 +261,31 @@ class SequenceForecaster(_Recurrent):
 
     Source: as for `GRU`, `LSTM`, `RNN`; Graves (2013), section 2, for the training.
     """
+
     _loss = MSELoss()
 
-    def __init__(self, cell: str = "gru", hidden_size: int = 32, num_layers: int = 1, *,
-                 window: int = 48, difference: bool = False, dropout: float = 0.0,
-                 learning_rate_init: float = 5e-3, weight_decay: float = 1e-2,
-                 batch_size: int = 32, max_iter: int = 100, max_norm: float | None = 1.0,
-                 shuffle: bool = True, tol: float = 1e-4, n_iter_no_change: int = 10,
-                 early_stopping: bool = False, validation_fraction: float = 0.1,
-                 verbose: bool = False, random_state: Any = None):
+    def __init__(
+        self,
+        cell: str = "gru",
+        hidden_size: int = 32,
+        num_layers: int = 1,
+        *,
+        window: int = 48,
+        difference: bool = False,
+        dropout: float = 0.0,
+        learning_rate_init: float = 5e-3,
+        weight_decay: float = 1e-2,
+        batch_size: int = 32,
+        max_iter: int = 100,
+        max_norm: float | None = 1.0,
+        shuffle: bool = True,
+        tol: float = 1e-4,
+        n_iter_no_change: int = 10,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        verbose: bool = False,
+        random_state: Any = None,
+    ):
         self.cell = cell
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -236,17 +316,22 @@ class SequenceForecaster(_Recurrent):
         self._check_settings()
         check_count(self.window, "window")
         if not isinstance(self.difference, (bool, np.bool_)):
-            raise TypeError(f"difference: expected True or False, got {self.difference!r}")
+            raise TypeError(
+                f"difference: expected True or False, got {self.difference!r}"
+            )
         series = as_float(series, "series")
         z = self._steps(series)
         if len(z) < 2 * self.window + 1:
-            raise ValueError(f"series: expected at least two windows of {self.window} steps, "
-                             f"got {len(series)} steps")
+            raise ValueError(
+                f"series: expected at least two windows of {self.window} steps, "
+                f"got {len(series)} steps"
+            )
         self._flat, self.n_features_in_ = series.ndim == 1, z.shape[1]
         self.mean_, scale = z.mean(axis=0), z.std(axis=0)
         self.scale_ = np.where(scale > 0, scale, 1).astype(z.dtype)
         windows = np.lib.stride_tricks.sliding_window_view(
-            (z - self.mean_) / self.scale_, self.window + 1, axis=0).transpose(0, 2, 1)
+            (z - self.mean_) / self.scale_, self.window + 1, axis=0
+        ).transpose(0, 2, 1)
         return self._fit(windows[:, :-1], windows[:, 1:], z.shape[1])
 
     def predict(self, series: ArrayLike, steps: int = 1) -> np.ndarray:
@@ -261,9 +346,15 @@ class SequenceForecaster(_Recurrent):
         steps = check_count(steps, "steps")
         series = as_float(series, "series", dtype=self.scale_.dtype)
         z = self._steps(series)
-        if (series.ndim == 1) != self._flat or z.shape[1] != self.n_features_in_ or not len(z):
-            raise ValueError("series: expected at least one step of what fit was given, got "
-                             f"shape {series.shape}")
+        if (
+            (series.ndim == 1) != self._flat
+            or z.shape[1] != self.n_features_in_
+            or not len(z)
+        ):
+            raise ValueError(
+                "series: expected at least one step of what fit was given, got "
+                f"shape {series.shape}"
+            )
         answers = self._continued((z - self.mean_) / self.scale_, steps)
         answers = answers * self.scale_ + self.mean_
         if self.difference:
@@ -283,8 +374,10 @@ class SequenceForecaster(_Recurrent):
     def _steps(self, series):
         "The series, or its changes, as (time, features)."
         if series.ndim not in (1, 2) or 0 in series.shape:
-            raise ValueError("series: expected shape (time,) or (time, features), got "
-                             f"{series.shape}")
+            raise ValueError(
+                "series: expected shape (time,) or (time, features), got "
+                f"{series.shape}"
+            )
         z = series.reshape(len(series), -1)
         return np.diff(z, axis=0) if self.difference else z
 

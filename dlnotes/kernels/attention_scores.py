@@ -30,9 +30,11 @@ def _exps(numbers):
 def _weights_kernel(e, mask):
     "Scores become weights, 0 where `mask` (N, S) is False."
     low, zero, one = e.dtype.type(-np.inf), e.dtype.type(0), e.dtype.type(1)
-    some = max(1, 4096 // max(1, e.shape[1] * e.shape[2]))  # examples whose scores fit the cache
+    some = max(
+        1, 4096 // max(1, e.shape[1] * e.shape[2])
+    )  # examples whose scores fit the cache
     for start in range(0, e.shape[0], some):
-        part = e[start:start + some]
+        part = e[start : start + some]
         for i, t in np.ndindex(part.shape[:2]):
             row, real, top = part[i, t], mask[start + i], low
             for j in range(row.size):
@@ -62,13 +64,18 @@ def _weights_grad_kernel(weights, grad):
 # %% ../../nbs/kernels/attention_scores.ipynb #eb623042
 def masked_softmax(e: np.ndarray, mask: np.ndarray) -> None:
     "Scores (N, T, S) become weights, in place."
-    parallel_for(lambda i, j: _weights_kernel(e[i:j], mask[i:j]), len(e), 8 * e.size)
+    parallel_for(
+        lambda i, j: _weights_kernel(e[i:j], mask[i:j]), len(e), 8 * e.size
+    )
 
 
 def weights_backward(weights: np.ndarray, grad: np.ndarray) -> None:
     "The gradient by the weights becomes that by the scores, in place."
-    parallel_for(lambda i, j: _weights_grad_kernel(weights[i:j], grad[i:j]),
-                 len(grad), 4 * grad.size)
+    parallel_for(
+        lambda i, j: _weights_grad_kernel(weights[i:j], grad[i:j]),
+        len(grad),
+        4 * grad.size,
+    )
 
 # %% ../../nbs/kernels/attention_scores.ipynb #e8efbd9b
 def batched_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -77,6 +84,7 @@ def batched_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     def work(i: int, j: int) -> None:
         np.matmul(a[i:j], b[i:j], out=out[i:j])
+
     parallel_for(work, len(a), out.size * a.shape[2] // 16)
     return out
 
@@ -94,20 +102,26 @@ def _weight_grad(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 _Params = Mapping[str, np.ndarray]
 
 
-def product_scores(query: np.ndarray, memory: np.ndarray,
-                    p: _Params) -> tuple[np.ndarray, Any]:
+def product_scores(
+    query: np.ndarray, memory: np.ndarray, p: _Params
+) -> tuple[np.ndarray, Any]:
     "Scores s W h, or s h where there is no weight, and what the gradient needs."
     q = _rows_times(query, p["weight"]) if p else query
     return batched_product(q, memory.swapaxes(1, 2)), q
 
 # %% ../../nbs/kernels/attention_scores.ipynb #7ac108f5
-def product_scores_backward(g: np.ndarray, query: np.ndarray, memory: np.ndarray, p: _Params,
-                         q: Any) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+def product_scores_backward(
+    g: np.ndarray, query: np.ndarray, memory: np.ndarray, p: _Params, q: Any
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     "Gradients by query, memory and parameters, from `g` by the scores."
     dq, dk = batched_product(g, memory), batched_product(g.swapaxes(1, 2), q)
     if not p:
         return dq, dk, {}
-    return _rows_times(dq, p["weight"].T), dk, {"weight": _weight_grad(query, dq)}
+    return (
+        _rows_times(dq, p["weight"].T),
+        dk,
+        {"weight": _weight_grad(query, dq)},
+    )
 
 # %% ../../nbs/kernels/attention_scores.ipynb #f6c65b78
 @compiled(fastmath=FUSED)
@@ -140,25 +154,48 @@ def _additive_grad_kernel(grad, q, k, v, dq, dk, dv):
                 dc[u] += g * y
 
 # %% ../../nbs/kernels/attention_scores.ipynb #e609d640
-def additive_scores(query: np.ndarray, memory: np.ndarray,
-                     p: _Params) -> tuple[np.ndarray, Any]:
+def additive_scores(
+    query: np.ndarray, memory: np.ndarray, p: _Params
+) -> tuple[np.ndarray, Any]:
     "Scores v . tanh(W s + U h + b), and what the gradient needs."
-    q, k = _rows_times(query, p["weight_q"].T), _rows_times(memory, p["weight_k"].T)
+    q, k = (
+        _rows_times(query, p["weight_q"].T),
+        _rows_times(memory, p["weight_k"].T),
+    )
     q += p["bias"]
     e = np.empty((*query.shape[:2], memory.shape[1]), query.dtype)
-    parallel_for(lambda i, j: _additive_kernel(q[i:j], k[i:j], p["v"], e[i:j]),
-            len(e), e.size * q.shape[2])
+    parallel_for(
+        lambda i, j: _additive_kernel(q[i:j], k[i:j], p["v"], e[i:j]),
+        len(e),
+        e.size * q.shape[2],
+    )
     return e, (q, k)
 
 # %% ../../nbs/kernels/attention_scores.ipynb #d07f3628
-def additive_scores_backward(g: np.ndarray, query: np.ndarray, memory: np.ndarray, p: _Params,
-                          kept: Any) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+def additive_scores_backward(
+    g: np.ndarray, query: np.ndarray, memory: np.ndarray, p: _Params, kept: Any
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     "Gradients by query, memory and parameters, from `g` by the scores."
     q, k = kept
-    dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros((len(q), q.shape[2]), q.dtype)
-    parallel_for(lambda i, j: _additive_grad_kernel(g[i:j], q[i:j], k[i:j], p["v"],
-                                               dq[i:j], dk[i:j], dv[i:j]),
-            len(g), g.size * q.shape[2])
-    return _rows_times(dq, p["weight_q"]), _rows_times(dk, p["weight_k"]), {
-        "weight_q": _weight_grad(dq, query), "weight_k": _weight_grad(dk, memory),
-        "bias": dq.sum(axis=(0, 1)), "v": dv.sum(axis=0)}
+    dq, dk, dv = (
+        np.zeros_like(q),
+        np.zeros_like(k),
+        np.zeros((len(q), q.shape[2]), q.dtype),
+    )
+    parallel_for(
+        lambda i, j: _additive_grad_kernel(
+            g[i:j], q[i:j], k[i:j], p["v"], dq[i:j], dk[i:j], dv[i:j]
+        ),
+        len(g),
+        g.size * q.shape[2],
+    )
+    return (
+        _rows_times(dq, p["weight_q"]),
+        _rows_times(dk, p["weight_k"]),
+        {
+            "weight_q": _weight_grad(dq, query),
+            "weight_k": _weight_grad(dk, memory),
+            "bias": dq.sum(axis=(0, 1)),
+            "v": dv.sum(axis=0),
+        },
+    )

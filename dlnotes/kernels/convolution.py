@@ -10,10 +10,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.execution import compiled, in_threads, num_threads, scratch_arrays
+from dlnotes.core.execution import (
+    compiled,
+    in_threads,
+    num_threads,
+    scratch_arrays,
+)
 from ..core.execution import to_batch_first, to_batch_last
 from .microkernels import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
-from .microkernels import compute_tile, dot_rows, narrow_tile, row_sum
+from dlnotes.kernels.microkernels import (
+    compute_tile,
+    dot_rows,
+    narrow_tile,
+    row_sum,
+)
 
 # %% auto #0
 __all__ = ['ConvPlan', 'conv_plan', 'tuned_conv2d', 'tuned_conv2d_backward']
@@ -21,17 +31,22 @@ __all__ = ['ConvPlan', 'conv_plan', 'tuned_conv2d', 'tuned_conv2d_backward']
 # %% ../../nbs/kernels/convolution.ipynb #e9ec6fb8
 class ConvPlan(NamedTuple):
     "What a convolution of given shapes needs to know; offsets in pixels of the layout."
-    out: tuple[int, int, int, int]   # shape of the output
-    geometry: tuple[int, ...]        # stride, padding top and left, rows and columns laid out
+
+    out: tuple[int, int, int, int]  # shape of the output
+    geometry: tuple[
+        int, ...
+    ]  # stride, padding top and left, rows and columns laid out
     groups: int
-    inputs: int                      # channels of a group
-    offsets: np.ndarray              # where the pixels of each channel and tap begin
-    padded: np.ndarray               # the same, up to a multiple of a tile's vectors
-    shifts: np.ndarray               # the same of each tap in its phase, phase by phase
-    taps: np.ndarray                 # the taps, phase by phase
-    ends: np.ndarray                 # how many of them belong to each phase and those before
-    work: int                        # multiplications
-    wide: ConvPlan | None               # that of the batch as one wide image, if that is better
+    inputs: int  # channels of a group
+    offsets: np.ndarray  # where the pixels of each channel and tap begin
+    padded: np.ndarray  # the same, up to a multiple of a tile's vectors
+    shifts: np.ndarray  # the same of each tap in its phase, phase by phase
+    taps: np.ndarray  # the taps, phase by phase
+    ends: np.ndarray  # how many of them belong to each phase and those before
+    work: int  # multiplications
+    wide: (
+        ConvPlan | None
+    )  # that of the batch as one wide image, if that is better
 
     def rooms(self, itemsize: int) -> tuple[int, int, int, int]:
         "Numbers in the scratch memory of the kernels: input, sums, gradient, its sums."
@@ -39,35 +54,72 @@ class ConvPlan(NamedTuple):
         tile = 2 * TILE_VECTORS * VECTOR_BYTES // itemsize
         channels = -(-o // self.groups // TILE_ROWS) * TILE_ROWS
         positions, laid = oh * columns, rows * columns
-        return (self.inputs * sh * sw * laid + columns + tile,
-                TILE_ROWS * (positions + -positions % tile),
-                channels * (2 * laid - positions + columns + tile),
-                TILE_ROWS * (laid + -laid % tile))
+        return (
+            self.inputs * sh * sw * laid + columns + tile,
+            TILE_ROWS * (positions + -positions % tile),
+            channels * (2 * laid - positions + columns + tile),
+            TILE_ROWS * (laid + -laid % tile),
+        )
 
 # %% ../../nbs/kernels/convolution.ipynb #796ce16a
 @lru_cache(512)
-def conv_plan(x: tuple[int, ...], weight: tuple[int, ...], stride: tuple[int, int],
-          padding: tuple[tuple[int, int], tuple[int, int]], dilation: tuple[int, int],
-          groups: int) -> ConvPlan:
+def conv_plan(
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    stride: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    dilation: tuple[int, int],
+    groups: int,
+) -> ConvPlan:
     "The plan for an image batch and weights of these shapes, which fit."
     (n, inputs, *size), (o, c, *kernel) = x, weight
     reach = [d * (k - 1) for d, k in zip(dilation, kernel)]
-    oh, ow = ((i + sum(p) - r - 1) // s + 1 for i, p, r, s in zip(size, padding, reach, stride))
-    (sh, sw), rows, columns = stride, oh + reach[0] // stride[0], ow + reach[1] // stride[1]
-    i, j = np.ogrid[:dilation[0] * kernel[0]:dilation[0], :dilation[1] * kernel[1]:dilation[1]]
-    shift, phase = (i // sh * columns + j // sw).ravel(), (i % sh * sw + j % sw).ravel()
-    offsets = (np.arange(c)[:, None] * sh * sw + phase) * rows * columns + shift
+    oh, ow = (
+        (i + sum(p) - r - 1) // s + 1
+        for i, p, r, s in zip(size, padding, reach, stride)
+    )
+    (sh, sw), rows, columns = (
+        stride,
+        oh + reach[0] // stride[0],
+        ow + reach[1] // stride[1],
+    )
+    i, j = np.ogrid[
+        : dilation[0] * kernel[0] : dilation[0],
+        : dilation[1] * kernel[1] : dilation[1],
+    ]
+    shift, phase = (
+        (i // sh * columns + j // sw).ravel(),
+        (i % sh * sw + j % sw).ravel(),
+    )
+    offsets = (
+        np.arange(c)[:, None] * sh * sw + phase
+    ) * rows * columns + shift
     taps = np.argsort(phase, kind="stable")
     ends = np.searchsorted(phase[taps], np.arange(sh * sw), "right")
     wide = None
     if 8 <= n <= 256 and sw == 1 and oh * columns < 200:
         (left, right), m = padding[1], n
-        wide = conv_plan((1, inputs, size[0], size[1] * m), weight, stride,
-                     (padding[0], (left * m, right * m)), (dilation[0], dilation[1] * m), groups)
-    return ConvPlan((n, o, oh, ow), (sh, sw, padding[0][0], padding[1][0], rows, columns), groups,
-                 c, offsets.ravel(), np.pad(offsets.ravel(), (0, -offsets.size % TILE_VECTORS)),
-                 shift[taps], taps, ends,
-                 n * o * oh * ow * c * kernel[0] * kernel[1], wide)
+        wide = conv_plan(
+            (1, inputs, size[0], size[1] * m),
+            weight,
+            stride,
+            (padding[0], (left * m, right * m)),
+            (dilation[0], dilation[1] * m),
+            groups,
+        )
+    return ConvPlan(
+        (n, o, oh, ow),
+        (sh, sw, padding[0][0], padding[1][0], rows, columns),
+        groups,
+        c,
+        offsets.ravel(),
+        np.pad(offsets.ravel(), (0, -offsets.size % TILE_VECTORS)),
+        shift[taps],
+        taps,
+        ends,
+        n * o * oh * ow * c * kernel[0] * kernel[1],
+        wide,
+    )
 
 # %% ../../nbs/kernels/convolution.ipynb #dba12aa4
 @compiled(inline="always")
@@ -96,7 +148,14 @@ def _pack_input(flat, image, geometry):
             for r in range(rows):
                 y = r * sh + phase // sw - top
                 if n > 0 and 0 <= y < height:
-                    _copy(flat[at + low:], 1, image[c, y, low * sw + shift:], sw, n, zero)
+                    _copy(
+                        flat[at + low :],
+                        1,
+                        image[c, y, low * sw + shift :],
+                        sw,
+                        n,
+                        zero,
+                    )
                 at += columns
 
 
@@ -113,20 +172,42 @@ def _sums(ys, w, flat, table, n, rows):
 
 
 @compiled()
-def _conv_forward(out, x, weight, bias, offsets, geometry, groups, images, channels, flat, ys):
+def _conv_forward(
+    out, x, weight, bias, offsets, geometry, groups, images, channels, flat, ys
+):
     "The output for images from, to and channels (of each group) from, to; flat, ys: scratch."
     rows, columns = out.shape[2:]
-    inputs, outputs, pitch = x.shape[1] // groups, out.shape[1] // groups, geometry[5]
+    inputs, outputs, pitch = (
+        x.shape[1] // groups,
+        out.shape[1] // groups,
+        geometry[5],
+    )
     ys = ys.reshape((TILE_ROWS, -1))
     for k in range(images[0], images[1]):
         for g in range(groups):
-            _pack_input(flat, x[k, g * inputs:(g + 1) * inputs], geometry)
-            for o in range(g * outputs + channels[0], g * outputs + channels[1], TILE_ROWS):
+            _pack_input(flat, x[k, g * inputs : (g + 1) * inputs], geometry)
+            for o in range(
+                g * outputs + channels[0], g * outputs + channels[1], TILE_ROWS
+            ):
                 few = min(TILE_ROWS, (g + 1) * outputs - o)
-                _sums(ys, weight[o:o + TILE_ROWS], flat, offsets, rows * pitch, few)
+                _sums(
+                    ys,
+                    weight[o : o + TILE_ROWS],
+                    flat,
+                    offsets,
+                    rows * pitch,
+                    few,
+                )
                 for r in range(few):
                     for y in range(rows):
-                        _copy(out[k, o + r, y], 1, ys[r, y * pitch:], 1, columns, bias[o + r])
+                        _copy(
+                            out[k, o + r, y],
+                            1,
+                            ys[r, y * pitch :],
+                            1,
+                            columns,
+                            bias[o + r],
+                        )
 
 # %% ../../nbs/kernels/convolution.ipynb #aa043566
 @compiled()
@@ -135,7 +216,14 @@ def _lay_out_grad(gs, grad, columns, lead):
     zero = grad.dtype.type(0)
     for r in range(grad.shape[0]):
         for y in range(grad.shape[1]):
-            _copy(gs[r, lead + y * columns:], 1, grad[r, y], 1, grad.shape[2], zero)
+            _copy(
+                gs[r, lead + y * columns :],
+                1,
+                grad[r, y],
+                1,
+                grad.shape[2],
+                zero,
+            )
 
 
 @compiled()
@@ -147,8 +235,8 @@ def _scatter_gradient(image, line, phase, first, last, geometry):
     n = min((image.shape[1] - 1 - shift) // sw + 1, columns) - low
     if n > 0:
         for r in range(first, last):
-            row = image[r * sh + phase // sw - top, low * sw + shift:]
-            _copy(row, sw, line[(r - first) * columns + low:], 1, n, zero)
+            row = image[r * sh + phase // sw - top, low * sw + shift :]
+            _copy(row, sw, line[(r - first) * columns + low :], 1, n, zero)
 
 
 @compiled()
@@ -171,39 +259,80 @@ def _input_grad(dx, ds, gs, sources, back, ends, outputs, geometry):
     channels, start, flat = min(TILE_ROWS, dx.shape[0]), 0, gs.reshape(-1)
     for phase in range(ends.size):
         end, shift = ends[phase] * outputs, phase // sw - top
-        first = max((sh - 1 - shift) // sh, 0)  # the rows of the layout inside the image
+        first = max(
+            (sh - 1 - shift) // sh, 0
+        )  # the rows of the layout inside the image
         last = min((dx.shape[1] - 1 - shift) // sh + 1, rows)
         if end > start and last > first:
-            _sums(ds, back[:, start:end], flat[first * columns:], sources[start:end],
-                  (last - first) * columns, channels)
+            _sums(
+                ds,
+                back[:, start:end],
+                flat[first * columns :],
+                sources[start:end],
+                (last - first) * columns,
+                channels,
+            )
             for r in range(channels):
                 _scatter_gradient(dx[r], ds[r], phase, first, last, geometry)
         start = end
 
 
 @compiled()
-def _conv_backward(dx, dw, db, grad, x, back, tables, geometry, groups, images, outs, ins, flat,
-                   gs, ds):
+def _conv_backward(
+    dx,
+    dw,
+    db,
+    grad,
+    x,
+    back,
+    tables,
+    geometry,
+    groups,
+    images,
+    outs,
+    ins,
+    flat,
+    gs,
+    ds,
+):
     "Adds to dw (groups, taps, outputs) and db, sets dx; flat, gs, ds: scratch."
     offsets, shifts, ends = tables
-    inputs, outputs, columns = x.shape[1] // groups, grad.shape[1] // groups, geometry[5]
+    inputs, outputs, columns = (
+        x.shape[1] // groups,
+        grad.shape[1] // groups,
+        geometry[5],
+    )
     positions, laid = grad.shape[2] * columns, geometry[4] * columns
-    edge = laid - positions + columns  # zeros before and after each channel's gradient
+    edge = (
+        laid - positions + columns
+    )  # zeros before and after each channel's gradient
     gs, ds = gs.reshape((dw.shape[2], -1)), ds.reshape((TILE_ROWS, -1))
     sources = _sources(shifts, ends, outputs, gs.shape[1], edge)
     gs[:] = 0
     for k in range(images[0], images[1]):
         for g in range(groups):
-            _lay_out_grad(gs, grad[k, g * outputs:(g + 1) * outputs], columns, edge)
-            _pack_input(flat, x[k, g * inputs:(g + 1) * inputs], geometry)
+            _lay_out_grad(
+                gs, grad[k, g * outputs : (g + 1) * outputs], columns, edge
+            )
+            _pack_input(flat, x[k, g * inputs : (g + 1) * inputs], geometry)
             for o in range(outs[0], outs[1], TILE_ROWS):
                 for t in range(0, offsets.size, TILE_VECTORS):
                     dot_rows(dw[g], gs, flat, offsets, o, t, edge, positions)
                 for r in range(o, min(o + TILE_ROWS, outputs)):
                     db[g * outputs + r] += row_sum(gs[r])
-            for c in range(g * inputs + ins[0], g * inputs + ins[1], TILE_ROWS):
-                _input_grad(dx[k, c:(g + 1) * inputs], ds, gs, sources, back[c:c + TILE_ROWS], ends,
-                            outputs, geometry)
+            for c in range(
+                g * inputs + ins[0], g * inputs + ins[1], TILE_ROWS
+            ):
+                _input_grad(
+                    dx[k, c : (g + 1) * inputs],
+                    ds,
+                    gs,
+                    sources,
+                    back[c : c + TILE_ROWS],
+                    ends,
+                    outputs,
+                    geometry,
+                )
 
 # %% ../../nbs/kernels/convolution.ipynb #1fcaeeb8
 def _shares(plan: ConvPlan) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -221,16 +350,20 @@ def _shares(plan: ConvPlan) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 def _channels(share: tuple[int, int], n: int) -> tuple[int, int]:
     "That share of `n` channels, from and to; it begins at a tile."
     (i, of), tiles = share, -(-n // TILE_ROWS)
-    return i * tiles // of * TILE_ROWS, min(n, (i + 1) * tiles // of * TILE_ROWS)
+    return i * tiles // of * TILE_ROWS, min(
+        n, (i + 1) * tiles // of * TILE_ROWS
+    )
 
 # %% ../../nbs/kernels/convolution.ipynb #ad1434df
 def _padded(a: np.ndarray, groups: int) -> np.ndarray:
     "`a` (groups n, k) with as many rows of zeros below as tiles read past the last group."
     missing = -(len(a) // groups) % TILE_ROWS
     if not missing:
-        return np.ascontiguousarray(a)  # as tiles read it: a weight of 1×1, turned, lies otherwise
+        return np.ascontiguousarray(
+            a
+        )  # as tiles read it: a weight of 1×1, turned, lies otherwise
     padded = np.zeros((len(a) + missing, a.shape[1]), a.dtype)
-    padded[:len(a)] = a
+    padded[: len(a)] = a
     return padded
 
 # %% ../../nbs/kernels/convolution.ipynb #9317b7e7
@@ -245,41 +378,82 @@ def _narrow(image: np.ndarray, m: int) -> np.ndarray:
     return to_batch_first(image.reshape(*image.shape[1:3], -1, m))
 
 # %% ../../nbs/kernels/convolution.ipynb #b0f67b18
-def tuned_conv2d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, plan: ConvPlan) -> np.ndarray:
+def tuned_conv2d(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, plan: ConvPlan
+) -> np.ndarray:
     "conv2d of arguments that have been checked and have one dtype; the batch may lie last."
     if plan.wide:
         return _narrow(tuned_conv2d(_wide(x), weight, bias, plan.wide), len(x))
-    x, out, o = np.ascontiguousarray(x), np.empty(plan.out, x.dtype), len(weight) // plan.groups
-    w, shares = _padded(weight.reshape(len(weight), -1), plan.groups), _shares(plan)
+    x, out, o = (
+        np.ascontiguousarray(x),
+        np.empty(plan.out, x.dtype),
+        len(weight) // plan.groups,
+    )
+    w, shares = (
+        _padded(weight.reshape(len(weight), -1), plan.groups),
+        _shares(plan),
+    )
 
     def work(i):
         images, share = shares[i]
-        _conv_forward(out, x, w, bias, plan.offsets, plan.geometry, plan.groups, images,
-                      _channels(share, o), *scratch_arrays(x.dtype, *plan.rooms(x.itemsize)[:2]))
+        _conv_forward(
+            out,
+            x,
+            w,
+            bias,
+            plan.offsets,
+            plan.geometry,
+            plan.groups,
+            images,
+            _channels(share, o),
+            *scratch_arrays(x.dtype, *plan.rooms(x.itemsize)[:2]),
+        )
+
     in_threads(work, len(shares))
     return out
 
 # %% ../../nbs/kernels/convolution.ipynb #78256ba3
 def _turned(weight: np.ndarray, plan: ConvPlan) -> np.ndarray:
     "Weights (inputs, outputs x taps), phase by phase, as the input's gradient needs them."
-    n, o, c, k = plan.groups, len(weight) // plan.groups, weight.shape[1], plan.taps.size
+    n, o, c, k = (
+        plan.groups,
+        len(weight) // plan.groups,
+        weight.shape[1],
+        plan.taps.size,
+    )
     w = weight.reshape(n, o, c, k)[..., plan.taps].transpose(0, 2, 1, 3)
     phases = zip([0, *plan.ends], plan.ends)
-    w = np.concatenate([w[..., a:b].reshape(n * c, o * (b - a)) for a, b in phases], axis=1)
+    w = np.concatenate(
+        [w[..., a:b].reshape(n * c, o * (b - a)) for a, b in phases], axis=1
+    )
     return _padded(w, n)
 
 # %% ../../nbs/kernels/convolution.ipynb #ecaadbda
-def tuned_conv2d_backward(grad: np.ndarray, x: np.ndarray, weight: np.ndarray, plan: ConvPlan,
-                          input_grad: bool = True) -> tuple:
+def tuned_conv2d_backward(
+    grad: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    plan: ConvPlan,
+    input_grad: bool = True,
+) -> tuple:
     "Gradients by input (None unless wanted), weight and bias of `tuned_conv2d`."
     if plan.wide:
-        dx, *rest = tuned_conv2d_backward(_wide(grad), _wide(x), weight, plan.wide, input_grad)
+        dx, *rest = tuned_conv2d_backward(
+            _wide(grad), _wide(x), weight, plan.wide, input_grad
+        )
         return dx if dx is None else _narrow(dx, len(x)), *rest
     grad, x = np.ascontiguousarray(grad), np.ascontiguousarray(x)
-    n, o, c, k = plan.groups, len(weight) // plan.groups, weight.shape[1], plan.taps.size
+    n, o, c, k = (
+        plan.groups,
+        len(weight) // plan.groups,
+        weight.shape[1],
+        plan.taps.size,
+    )
     shares = _shares(plan)
     tables = plan.padded, plan.shifts, plan.ends
-    dw = np.zeros((len(shares), n, plan.padded.size, o + -o % TILE_ROWS), x.dtype)
+    dw = np.zeros(
+        (len(shares), n, plan.padded.size, o + -o % TILE_ROWS), x.dtype
+    )
     db = np.zeros((len(shares), n * o), x.dtype)
     back = _turned(weight, plan) if input_grad else dw[0, 0]
     dx = np.empty(x.shape if input_grad else (0, 0, 0, 0), x.dtype)
@@ -289,12 +463,25 @@ def tuned_conv2d_backward(grad: np.ndarray, x: np.ndarray, weight: np.ndarray, p
     def work(i):
         images, share = shares[i]
         flat, _, gs, ds = plan.rooms(x.itemsize)
-        _conv_backward(dx, dw[i], db[i], grad, x, back, tables, plan.geometry, n, images,
-                       _channels(share, o), _channels(share, c) if input_grad else (0, 0),
-                       *scratch_arrays(x.dtype, flat, gs, ds))
+        _conv_backward(
+            dx,
+            dw[i],
+            db[i],
+            grad,
+            x,
+            back,
+            tables,
+            plan.geometry,
+            n,
+            images,
+            _channels(share, o),
+            _channels(share, c) if input_grad else (0, 0),
+            *scratch_arrays(x.dtype, flat, gs, ds),
+        )
+
     in_threads(work, len(shares))
     (dw, *more), (db, *others) = dw, db
     for a, b in zip(more, others):
         dw, db = dw + a, db + b
-    dw = dw[:, :c * k, :o].transpose(0, 2, 1).reshape(weight.shape)
+    dw = dw[:, : c * k, :o].transpose(0, 2, 1).reshape(weight.shape)
     return dx if input_grad else None, dw, db

@@ -15,7 +15,13 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.errors import TypingError
-from numba.extending import intrinsic, models, overload, register_jitable, register_model
+from numba.extending import (
+    intrinsic,
+    models,
+    overload,
+    register_jitable,
+    register_model,
+)
 
 # %% auto #0
 __all__ = ['LANES', 'BLOCK', 'fast_exp', 'fast_expm1', 'fast_sigmoid', 'fast_tanh', 'fast_erf', 'fast_log', 'fast_log1p',
@@ -34,24 +40,46 @@ def _split_ln2(info: Any) -> tuple[float, float]:
 
 # %% ../../nbs/kernels/elementary.ipynb #de49b37b
 _EXP: dict[type, tuple[float, ...]] = {
-    np.float32: (0.500000001, 0.16666577, 0.041666465, 0.00836317557, 0.00139336435),
-    np.float64: (0.49999999999999989, 0.16666666666666607, 0.041666666666619938,
-                 0.0083333333334136579, 0.0013888888918445748, 0.00019841269579352002,
-                 2.4801520137247965e-05, 2.7557616247378132e-06, 2.7620443929799525e-07,
-                 2.4960694851431291e-08)}
+    np.float32: (
+        0.500000001,
+        0.16666577,
+        0.041666465,
+        0.00836317557,
+        0.00139336435,
+    ),
+    np.float64: (
+        0.49999999999999989,
+        0.16666666666666607,
+        0.041666666666619938,
+        0.0083333333334136579,
+        0.0013888888918445748,
+        0.00019841269579352002,
+        2.4801520137247965e-05,
+        2.7557616247378132e-06,
+        2.7620443929799525e-07,
+        2.4960694851431291e-08,
+    ),
+}
 
 # %% ../../nbs/kernels/elementary.ipynb #2e4cc941
-_OPTIONS: Any = {"fastmath": {"contract"}, "error_model": "numpy",
-                 "forceinline": True}
+_OPTIONS: Any = {
+    "fastmath": {"contract"},
+    "error_model": "numpy",
+    "forceinline": True,
+}
 
 # %% ../../nbs/kernels/elementary.ipynb #388b9196
-def _for_kernels(make: Callable[[type], Callable[[Any], Any]]) -> Callable[[Any], Any]:
+def _for_kernels(
+    make: Callable[[type], Callable[[Any], Any]],
+) -> Callable[[Any], Any]:
     "A function of one float for use in kernels; `make(real)` is its code for a dtype."
     code = {real: make(real) for real in (np.float32, np.float64)}
 
     def function(x):
         with np.errstate(all="ignore"):
-            return code[np.float32 if isinstance(x, np.float32) else np.float64](x)
+            return code[
+                np.float32 if isinstance(x, np.float32) else np.float64
+            ](x)
 
     @overload(function, jit_options=_OPTIONS)
     def _choose(x):
@@ -61,7 +89,9 @@ def _for_kernels(make: Callable[[type], Callable[[Any], Any]]) -> Callable[[Any]
     return function
 
 # %% ../../nbs/kernels/elementary.ipynb #4dfd5188
-def _polynomial(real: type, coefficients: Sequence[float]) -> Callable[[Any], Any]:
+def _polynomial(
+    real: type, coefficients: Sequence[float]
+) -> Callable[[Any], Any]:
     "The polynomial with these coefficients, from the lowest power on, by Horner's rule."
     first, *others = (real(c) for c in reversed(coefficients))
     rest = tuple(others)
@@ -72,6 +102,7 @@ def _polynomial(real: type, coefficients: Sequence[float]) -> Callable[[Any], An
         for c in rest:
             p = p * x + c
         return p
+
     return horner
 
 # %% ../../nbs/kernels/elementary.ipynb #3fe862e3
@@ -79,7 +110,11 @@ def _reduction(real: type) -> tuple[Any, Callable[[Any], Any]]:
     r"The integer type as long as `real`; code for $k$, as it lies in a float, and $e^r - 1$."
     info = np.finfo(real)
     word = np.dtype(f"i{info.bits // 8}").type
-    shift, magic, per_ln2 = word(info.nmant), real(1.5 * 2.0**info.nmant), real(1 / _LN2)
+    shift, magic, per_ln2 = (
+        word(info.nmant),
+        real(1.5 * 2.0**info.nmant),
+        real(1 / _LN2),
+    )
     ln2, ln2_rest = map(real, _split_ln2(info))
     q = _polynomial(real, _EXP[real])
 
@@ -89,6 +124,7 @@ def _reduction(real: type) -> tuple[Any, Callable[[Any], Any]]:
         k = t - magic
         r = x - k * ln2 - k * ln2_rest
         return word(real(t).view(word) << shift), r + r * r * q(r)
+
     return word, reduce
 
 # %% ../../nbs/kernels/elementary.ipynb #cf1edb8f
@@ -96,7 +132,10 @@ def _reduction(real: type) -> tuple[Any, Callable[[Any], Any]]:
 def fast_exp(real):
     "exp(x); 0 where that is no normal number, infinity where it is too large."
     word, reduce = _reduction(real)
-    least, most = (real(np.log(float(x))) for x in (np.finfo(real).tiny, np.finfo(real).max))
+    least, most = (
+        real(np.log(float(x)))
+        for x in (np.finfo(real).tiny, np.finfo(real).max)
+    )
     zero, one, infinity = real(0), real(1), real(np.inf)
 
     def exp(x):
@@ -104,6 +143,7 @@ def fast_exp(real):
         y = word(real(one + s).view(word) + k).view(real)
         y = y if x > least else zero
         return y if x < most else x + infinity
+
     return exp
 
 # %% ../../nbs/kernels/elementary.ipynb #e6bd5bad
@@ -112,7 +152,10 @@ def fast_expm1(real):
     "exp(x) - 1, to full precision near 0; does not grow any more above x = 88 (709)."
     word, reduce = _reduction(real)
     info, one = np.finfo(real), real(1)
-    least, most = real(np.log(float(info.tiny))), real((info.maxexp - 1) * _LN2)
+    least, most = (
+        real(np.log(float(info.tiny))),
+        real((info.maxexp - 1) * _LN2),
+    )
     one_bits = one.view(word)
 
     def expm1(x):
@@ -121,6 +164,7 @@ def fast_expm1(real):
         k, s = reduce(x)
         power = word(k + one_bits).view(real)
         return power * s + (power - one)
+
     return expm1
 
 # %% ../../nbs/kernels/elementary.ipynb #1e96179d
@@ -131,6 +175,7 @@ def fast_sigmoid(real):
 
     def sigmoid(x):
         return one / (one + fast_exp(-x))
+
     return sigmoid
 
 # %% ../../nbs/kernels/elementary.ipynb #d33ce0d6
@@ -143,6 +188,7 @@ def fast_tanh(real):
         e = fast_expm1(two * abs(x))
         y = e / (e + two)
         return y if x > 0 else -y
+
     return tanh
 
 # %% ../../nbs/kernels/elementary.ipynb #6f91abb6
@@ -150,16 +196,42 @@ _SLOPE, _SLOPE_REST = 1.1283791670955126, 1.533545961316588e-17
 
 # %% ../../nbs/kernels/elementary.ipynb #4bc5f81e
 _ERF: dict[type, tuple[float, ...]] = {
-    np.float32: (0.77704551, 0.0907983488, -0.0348778485, 0.0120152657, -0.00312859376,
-                 -1.21938605e-05, -0.000827307137, -0.00120920653),
-    np.float64: (0.81502506007709763, 0.095074720478564023, -0.047780282231358648,
-                 0.022721520145344749, -0.0098425450090705476, 0.0035972590742241383,
-                 -0.00084186908372101588, -0.00018584775513495755, 0.00043337373060065422,
-                 -0.0003652529814189519, 0.00028787909530824892, -0.00017828242046062431,
-                 -0.00021476132585059401, -0.00044321655670834443, 0.00019364901715445706,
-                 0.0015553837315943652, 0.0020672750479829327, 0.0004092441202460139,
-                 -0.0022171386523664469, -0.0032105024575119672, -0.0021600162266299633,
-                 -0.00075217265105723477, -0.0001079993438758475)}
+    np.float32: (
+        0.77704551,
+        0.0907983488,
+        -0.0348778485,
+        0.0120152657,
+        -0.00312859376,
+        -1.21938605e-05,
+        -0.000827307137,
+        -0.00120920653,
+    ),
+    np.float64: (
+        0.81502506007709763,
+        0.095074720478564023,
+        -0.047780282231358648,
+        0.022721520145344749,
+        -0.0098425450090705476,
+        0.0035972590742241383,
+        -0.00084186908372101588,
+        -0.00018584775513495755,
+        0.00043337373060065422,
+        -0.0003652529814189519,
+        0.00028787909530824892,
+        -0.00017828242046062431,
+        -0.00021476132585059401,
+        -0.00044321655670834443,
+        0.00019364901715445706,
+        0.0015553837315943652,
+        0.0020672750479829327,
+        0.0004092441202460139,
+        -0.0022171386523664469,
+        -0.0032105024575119672,
+        -0.0021600162266299633,
+        -0.00075217265105723477,
+        -0.0001079993438758475,
+    ),
+}
 
 # %% ../../nbs/kernels/elementary.ipynb #9c6454a4
 @_for_kernels
@@ -178,14 +250,22 @@ def fast_erf(real):
         q = even(v * v) + v * odd(v * v)
         e = fast_expm1(-(t * derivative + t * (slope_rest + t * q)))
         return -e if x > 0 else e
+
     return erf
 
 # %% ../../nbs/kernels/elementary.ipynb #311e8e4c
 _LOG: dict[type, tuple[float, ...]] = {
     np.float32: (0.666666852, 0.399887497, 0.295809981),
-    np.float64: (0.66666666666666685, 0.39999999999900265, 0.28571428625792428,
-                 0.22222211156007321, 0.18182887883113341, 0.15331757149614764,
-                 0.14616050071182879)}
+    np.float64: (
+        0.66666666666666685,
+        0.39999999999900265,
+        0.28571428625792428,
+        0.22222211156007321,
+        0.18182887883113341,
+        0.15331757149614764,
+        0.14616050071182879,
+    ),
+}
 
 # %% ../../nbs/kernels/elementary.ipynb #2a89ce8f
 @_for_kernels
@@ -207,6 +287,7 @@ def fast_log(real):
         y = k * ln2 + (f - (h - (s * (h + s * s * q(s * s)) + k * ln2_rest)))
         y = y if x >= tiny else (nan if x < zero else -infinity)
         return y if x < infinity else x
+
     return log
 
 # %% ../../nbs/kernels/elementary.ipynb #ca163e5f
@@ -219,6 +300,7 @@ def fast_log1p(real):
         u = one + x
         lost = x - (u - one)
         return fast_log(u) if u - one == x else fast_log(u) + lost / u
+
     return log1p
 
 # %% ../../nbs/kernels/elementary.ipynb #5a3f01c3
@@ -228,6 +310,7 @@ BLOCK = 64 * LANES  # numbers of an array that are added up in its own dtype
 # %% ../../nbs/kernels/elementary.ipynb #5a3f01c5
 class _Vector(types.Type):
     "So many numbers of a kind as there are lanes."
+
     def __init__(self, number: Any):
         self.number = number
         super().__init__(name=f"vector of {number}")
@@ -242,10 +325,12 @@ class _VectorModel(models.PrimitiveModel):
 
 def _arithmetic(operation: Callable, instruction: str) -> None:
     "Let kernels do that operation on two vectors."
+
     @intrinsic
     def on_vectors(_, x, y):
         def emit(context, builder, signature, values):
             return getattr(builder, instruction)(*values)
+
         return x(x, y), emit
 
     @overload(operation, jit_options=_OPTIONS)
@@ -262,7 +347,9 @@ _arithmetic(operator.mul, "fmul")
 def _same(builder: Any, number: Any) -> Any:
     "A vector of one number in all lanes."
     kind = ir.VectorType(number.type, LANES)
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.IntType(32)(0))
+    one = builder.insert_element(
+        ir.Constant(kind, ir.Undefined), number, ir.IntType(32)(0)
+    )
     places = ir.VectorType(ir.IntType(32), LANES)
     return builder.shuffle_vector(one, one, ir.Constant(places, [0] * LANES))
 
@@ -270,6 +357,7 @@ def _same(builder: Any, number: Any) -> Any:
 @intrinsic
 def _whole(_, a, start):
     "The numbers of `a` from `start` on, if there are enough."
+
     def emit(context, builder, signature, values):
         kind = context.get_value_type(signature.return_type)
         data = context.make_array(a)(context, builder, values[0]).data
@@ -277,35 +365,59 @@ def _whole(_, a, start):
         vector = builder.load(at)
         vector.align = a.dtype.bitwidth // 8
         return vector
+
     return _Vector(a.dtype)(a, types.int64), emit
 
 
-def _there(context: Any, builder: Any, a: Any, array: Any, start: Any) -> tuple[Any, Any, Any]:
+def _there(
+    context: Any, builder: Any, a: Any, array: Any, start: Any
+) -> tuple[Any, Any, Any]:
     "The address of the numbers of an array from `start` on, its alignment, which lanes exist."
-    word, array = ir.IntType(32), context.make_array(a)(context, builder, array)
+    word, array = (
+        ir.IntType(32),
+        context.make_array(a)(context, builder, array),
+    )
     kind = context.get_value_type(_Vector(a.dtype)).as_pointer()
     at = builder.bitcast(builder.gep(array.data, [start]), kind)
-    n = builder.trunc(builder.sub(builder.extract_value(array.shape, 0), start), word)
+    n = builder.trunc(
+        builder.sub(builder.extract_value(array.shape, 0), start), word
+    )
     lane = ir.Constant(ir.VectorType(word, LANES), list(range(LANES)))
-    return at, word(a.dtype.bitwidth // 8), builder.icmp_signed("<", lane, _same(builder, n))
+    return (
+        at,
+        word(a.dtype.bitwidth // 8),
+        builder.icmp_signed("<", lane, _same(builder, n)),
+    )
 
 
-def _masked(builder: Any, name: str, returned: Any, kind: Any, arguments: list) -> Any:
+def _masked(
+    builder: Any, name: str, returned: Any, kind: Any, arguments: list
+) -> Any:
     "Call LLVM's masked `name` for vectors of that kind."
     bits = 32 if kind.element == ir.FloatType() else 64
     code = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(returned, [a.type for a in arguments]),
-        f"llvm.masked.{name}.v{LANES}f{bits}.p0")
+        builder.module,
+        ir.FunctionType(returned, [a.type for a in arguments]),
+        f"llvm.masked.{name}.v{LANES}f{bits}.p0",
+    )
     return builder.call(code, arguments)
 
 
 @intrinsic
 def _rest(_, a, start, fill):
     "The numbers of `a` from `start` on, as far as there are any."
+
     def emit(context, builder, signature, values):
         place = _there(context, builder, a, *values[:2])
         otherwise = _same(builder, values[2])
-        return _masked(builder, "load", otherwise.type, otherwise.type, [*place, otherwise])
+        return _masked(
+            builder,
+            "load",
+            otherwise.type,
+            otherwise.type,
+            [*place, otherwise],
+        )
+
     return _Vector(a.dtype)(a, types.int64, a.dtype), emit
 
 
@@ -313,9 +425,12 @@ def _rest(_, a, start, fill):
 def _put_whole(_, a, start, v):
     def emit(context, builder, signature, values):
         data = context.make_array(a)(context, builder, values[0]).data
-        at = builder.bitcast(builder.gep(data, [values[1]]), values[2].type.as_pointer())
+        at = builder.bitcast(
+            builder.gep(data, [values[1]]), values[2].type.as_pointer()
+        )
         builder.store(values[2], at).align = a.dtype.bitwidth // 8
         return context.get_dummy_value()
+
     return types.void(a, types.int64, v), emit
 
 
@@ -323,15 +438,22 @@ def _put_whole(_, a, start, v):
 def _put_rest(_, a, start, v):
     def emit(context, builder, signature, values):
         at, size, there = _there(context, builder, a, *values[:2])
-        _masked(builder, "store", ir.VoidType(), values[2].type, [values[2], at, size, there])
+        _masked(
+            builder,
+            "store",
+            ir.VoidType(),
+            values[2].type,
+            [values[2], at, size, there],
+        )
         return context.get_dummy_value()
+
     return types.void(a, types.int64, v), emit
 
 
 def load_vector(a, start, fill):
     "The numbers of the contiguous `a` from `start` on, a vector full; `fill` beyond its end."
-    vector, part = np.full(LANES, fill, a.dtype), a[start:start + LANES]
-    vector[:part.size] = part
+    vector, part = np.full(LANES, fill, a.dtype), a[start : start + LANES]
+    vector[: part.size] = part
     return vector
 
 
@@ -346,14 +468,19 @@ def _lanes_compiled(a, start, fill):
     _contiguous(a)
 
     def lanes(a, start, fill):
-        return _whole(a, start) if start + LANES <= a.size else _rest(a, start, fill)
+        return (
+            _whole(a, start)
+            if start + LANES <= a.size
+            else _rest(a, start, fill)
+        )
+
     return lanes
 
 
 def store_vector(a, start, v):
     "The vector into the contiguous `a` from `start` on; nothing beyond its end."
-    part = a[start:start + LANES]
-    part[:] = v[:part.size]
+    part = a[start : start + LANES]
+    part[:] = v[: part.size]
 
 
 @overload(store_vector, jit_options=_OPTIONS)
@@ -365,6 +492,7 @@ def _put_compiled(a, start, v):
             _put_whole(a, start, v)
         else:
             _put_rest(a, start, v)
+
     return put
 
 # %% ../../nbs/kernels/elementary.ipynb #5a3f01c8
@@ -381,16 +509,24 @@ def to_float64(v):
 def horizontal_sum(v):
     "The sum over the lanes: the two halves added, again and again."
     while v.size > 1:
-        v = v[:v.size // 2] + v[v.size // 2:]
+        v = v[: v.size // 2] + v[v.size // 2 :]
     return v[0]
 
 
-def _as_instructions(function: Callable, returned: Callable, emit: Callable) -> None:
+def _as_instructions(
+    function: Callable, returned: Callable, emit: Callable
+) -> None:
     "What kernels do at a call of `function`."
+
     @intrinsic
     def compiled(_, x):
         def code(context, builder, signature, values):
-            return emit(builder, values[0], context.get_value_type(signature.return_type))
+            return emit(
+                builder,
+                values[0],
+                context.get_value_type(signature.return_type),
+            )
+
         return returned(x)(x), code
 
     @overload(function, jit_options=_OPTIONS)
@@ -401,15 +537,24 @@ def _as_instructions(function: Callable, returned: Callable, emit: Callable) -> 
 def _halved(builder: Any, v: Any, _: Any) -> Any:
     while (n := v.type.count // 2) > 0:
         kind = ir.VectorType(ir.IntType(32), n)
-        low, high = (builder.shuffle_vector(v, v, ir.Constant(kind, list(range(i, i + n))))
-                     for i in (0, n))
+        low, high = (
+            builder.shuffle_vector(
+                v, v, ir.Constant(kind, list(range(i, i + n)))
+            )
+            for i in (0, n)
+        )
         v = builder.fadd(low, high)
     return builder.extract_element(v, ir.IntType(32)(0))
 
 
-_as_instructions(broadcast, _Vector, lambda builder, x, kind: _same(builder, x))
-_as_instructions(to_float64, lambda v: _Vector(types.float64), lambda builder, v, kind: (
-    v if v.type == kind else builder.fpext(v, kind)))
+_as_instructions(
+    broadcast, _Vector, lambda builder, x, kind: _same(builder, x)
+)
+_as_instructions(
+    to_float64,
+    lambda v: _Vector(types.float64),
+    lambda builder, v, kind: v if v.type == kind else builder.fpext(v, kind),
+)
 _as_instructions(horizontal_sum, lambda v: v.number, _halved)
 
 # %% ../../nbs/kernels/elementary.ipynb #5a3f01cd
@@ -422,8 +567,9 @@ def _exps_code(builder: Any, x: Any, kind: Any) -> Any:
     "`fast_exp` of each lane of `x`."
     real = np.float32 if kind.element == ir.FloatType() else np.float64
     info, fused = np.finfo(real), {"flags": ("contract",)}
-    times, plus, minus = (partial(f, **fused)
-                          for f in (builder.fmul, builder.fadd, builder.fsub))
+    times, plus, minus = (
+        partial(f, **fused) for f in (builder.fmul, builder.fadd, builder.fsub)
+    )
 
     def number(a: Any) -> Any:
         return ir.Constant(kind, [float(real(a))] * LANES)
@@ -437,12 +583,16 @@ def _exps_code(builder: Any, x: Any, kind: Any) -> Any:
     for c in _EXP[real][-2::-1]:
         q = plus(times(q, r), number(c))
     s = plus(r, times(times(r, r), q))
-    power = builder.shl(builder.bitcast(t, word), ir.Constant(word, [info.nmant] * LANES))
+    power = builder.shl(
+        builder.bitcast(t, word), ir.Constant(word, [info.nmant] * LANES)
+    )
     y = builder.bitcast(plus(number(1), s), word)
     y = builder.bitcast(builder.add(y, power), kind)
     least, most = (number(np.log(float(a))) for a in (info.tiny, info.max))
     y = builder.select(builder.fcmp_ordered(">", x, least), y, number(0))
-    return builder.select(builder.fcmp_ordered("<", x, most), y, plus(x, number(np.inf)))
+    return builder.select(
+        builder.fcmp_ordered("<", x, most), y, plus(x, number(np.inf))
+    )
 
 
 _as_instructions(vector_exp, lambda v: v, _exps_code)

@@ -25,7 +25,9 @@ __all__ = ['TILE_VECTORS', 'VECTOR_BYTES', 'TILE_ROWS', 'FUSED', 'compute_tile',
 def _plain_tile(y, w, x, offsets, j, rows=None):
     "y[r, j + c] = sum over t of w[r, t] x[offsets[t] + j + c], for r, c in a tile."
     rows = rows or TILE_ROWS
-    columns = np.arange(TILE_ROWS // rows * TILE_VECTORS * VECTOR_BYTES // x.itemsize)
+    columns = np.arange(
+        TILE_ROWS // rows * TILE_VECTORS * VECTOR_BYTES // x.itemsize
+    )
     y[:rows, j + columns] = w[:rows] @ x[offsets[:, None] + j + columns]
 
 
@@ -36,8 +38,10 @@ def _plain_narrow_tile(y, w, x, offsets, j):
 # %% ../../nbs/kernels/microkernels.ipynb #047dfcfd
 def _plain_dots(d, g, x, offsets, o, t, at, n):
     "d[t + c, o + r] += sum over j < n of g[o + r, at + j] x[offsets[t + c] + j]."
-    terms = x[offsets[t:t + TILE_VECTORS, None] + np.arange(n)]
-    d[t:t + TILE_VECTORS, o:o + TILE_ROWS] += terms @ g[o:o + TILE_ROWS, at:at + n].T
+    terms = x[offsets[t : t + TILE_VECTORS, None] + np.arange(n)]
+    d[t : t + TILE_VECTORS, o : o + TILE_ROWS] += (
+        terms @ g[o : o + TILE_ROWS, at : at + n].T
+    )
 
 # %% ../../nbs/kernels/microkernels.ipynb #d2ef7efc
 def _features() -> list[str]:
@@ -60,9 +64,13 @@ VECTOR_BYTES, TILE_ROWS = _vectors()
 # %% ../../nbs/kernels/microkernels.ipynb #d5fa4c17
 class _Code:
     "Instructions on vectors of the numbers in the arrays that a function was called with."
+
     def __init__(self, context: Any, builder: Any, types: Any, values: Any):
         self.b = builder
-        self.arrays = [context.make_array(t)(context, builder, v) for t, v in zip(types, values)]
+        self.arrays = [
+            context.make_array(t)(context, builder, v)
+            for t, v in zip(types, values)
+        ]
         self.size = types[0].dtype.bitwidth // 8
         self.lanes = VECTOR_BYTES // self.size
         self.number = ir.FloatType() if self.size == 4 else ir.DoubleType()
@@ -77,7 +85,9 @@ class _Code:
 
     def move(self, address: Any, n: int | Any) -> Any:
         "The address of the number `n` places on."
-        return self.b.gep(address, [ir.IntType(64)(n) if isinstance(n, int) else n])
+        return self.b.gep(
+            address, [ir.IntType(64)(n) if isinstance(n, int) else n]
+        )
 
     def skip(self, address: Any, n: Any) -> Any:
         "The address `n` bytes on."
@@ -88,7 +98,10 @@ class _Code:
         "start, start + 1, ..., n of them, but none beyond the last before `end`."
         last = self.b.sub(end, end.type(1))
         places = [self.b.add(start, end.type(i)) for i in range(n)]
-        return [self.b.select(self.b.icmp_signed("<", i, last), i, last) for i in places]
+        return [
+            self.b.select(self.b.icmp_signed("<", i, last), i, last)
+            for i in places
+        ]
 
     def load(self, address: Any, lanes: int = 0) -> Any:
         vector = ir.VectorType(self.number, lanes or self.lanes)
@@ -97,7 +110,9 @@ class _Code:
         return value
 
     def store(self, value: Any, address: Any) -> None:
-        self.b.store(value, self.b.bitcast(address, value.type.as_pointer())).align = self.size
+        self.b.store(
+            value, self.b.bitcast(address, value.type.as_pointer())
+        ).align = self.size
 
     def pick(self, a: Any, b: Any, lanes: list[int]) -> Any:
         "The vector of these lanes of `a`, and of `b` counted on."
@@ -107,7 +122,9 @@ class _Code:
     def spread(self, address: Any) -> Any:
         "A vector whose numbers all are the one at `address`."
         nothing = ir.Constant(self.vector, ir.Undefined)
-        one = self.b.insert_element(nothing, self.b.load(address), ir.IntType(32)(0))
+        one = self.b.insert_element(
+            nothing, self.b.load(address), ir.IntType(32)(0)
+        )
         return self.pick(one, nothing, [0] * self.lanes)
 
 # %% ../../nbs/kernels/microkernels.ipynb #d0d275d3
@@ -119,15 +136,27 @@ FUSED = {"contract"}
 
 def _add_products(c: _Code, rows: list, columns: list, sums: list) -> list:
     "The sums of a tile, the product of row and column added to each."
-    pairs, fused = [(a, b) for a in rows for b in columns], {"flags": tuple(FUSED)}
-    return [c.b.fadd(c.b.fmul(a, b, **fused), s, **fused) for (a, b), s in zip(pairs, sums)]
+    pairs, fused = (
+        [(a, b) for a in rows for b in columns],
+        {"flags": tuple(FUSED)},
+    )
+    return [
+        c.b.fadd(c.b.fmul(a, b, **fused), s, **fused)
+        for (a, b), s in zip(pairs, sums)
+    ]
 
 
-def _loop(c: _Code, stop: Any, step: int, n: int | list, body: Callable) -> list:
+def _loop(
+    c: _Code, stop: Any, step: int, n: int | list, body: Callable
+) -> list:
     "n sums = body(i, sums) for i in range(0, stop, step), from zeros or `n`; at least once."
     b, i64 = c.b, ir.IntType(64)
     starts = n if isinstance(n, list) else [ir.Constant(c.vector, None)] * n
-    before, inside, after = b.block, b.append_basic_block(), b.append_basic_block()
+    before, inside, after = (
+        b.block,
+        b.append_basic_block(),
+        b.append_basic_block(),
+    )
     b.branch(inside)
     b.position_at_end(inside)
     i, sums = b.phi(i64), [b.phi(c.vector) for _ in starts]
@@ -142,6 +171,7 @@ def _loop(c: _Code, stop: Any, step: int, n: int | list, body: Callable) -> list
 # %% ../../nbs/kernels/microkernels.ipynb #33dd4235
 def _make_tile(rows: int, vectors: int) -> Any:
     "A tile of that many rows and of columns in that many vectors."
+
     @intrinsic
     def tile(typingctx, y, w, x, offsets, j):
         def code(context, builder, signature, args):
@@ -150,23 +180,39 @@ def _make_tile(rows: int, vectors: int) -> Any:
             terms = cgutils.unpack_tuple(builder, c.arrays[1].shape)[1]
 
             def body(t, sums):
-                term = builder.add(builder.load(c.move(c.arrays[3].data, t)), args[4])
+                term = builder.add(
+                    builder.load(c.move(c.arrays[3].data, t)), args[4]
+                )
                 term = c.move(c.arrays[2].data, term)
-                columns = [c.load(c.move(term, v * c.lanes)) for v in range(vectors)]
-                return _add_products(c, [c.spread(c.move(w, t)) for w in weights], columns, sums)
+                columns = [
+                    c.load(c.move(term, v * c.lanes)) for v in range(vectors)
+                ]
+                return _add_products(
+                    c, [c.spread(c.move(w, t)) for w in weights], columns, sums
+                )
 
             sums = _loop(c, terms, 1, rows * vectors, body)
             for k, total in enumerate(sums):
                 row = c.row(0, ir.IntType(64)(k // vectors), args[4])
                 c.store(total, c.move(row, k % vectors * c.lanes))
             return context.get_dummy_value()
+
         return types.void(y, w, x, offsets, types.intp), code
+
     return tile
 
 
-_uncompiled = vars(config)["DISABLE_JIT"]  # NUMBA_DISABLE_JIT=1: the definitions instead
-compute_tile = _plain_tile if _uncompiled else _make_tile(TILE_ROWS, TILE_VECTORS)
-narrow_tile = _plain_narrow_tile if _uncompiled else _make_tile(TILE_ROWS // 2, 2 * TILE_VECTORS)
+_uncompiled = vars(config)[
+    "DISABLE_JIT"
+]  # NUMBA_DISABLE_JIT=1: the definitions instead
+compute_tile = (
+    _plain_tile if _uncompiled else _make_tile(TILE_ROWS, TILE_VECTORS)
+)
+narrow_tile = (
+    _plain_narrow_tile
+    if _uncompiled
+    else _make_tile(TILE_ROWS // 2, 2 * TILE_VECTORS)
+)
 
 # %% ../../nbs/kernels/microkernels.ipynb #782bab0c
 def _fold(c: _Code, vectors: list) -> Any:
@@ -174,14 +220,21 @@ def _fold(c: _Code, vectors: list) -> Any:
     n, half = len(vectors), 1
     while len(vectors) > 1:
         low = [i + c.lanes if i & half else i for i in range(c.lanes)]
-        high = [i + c.lanes - half if i & half else i + half for i in range(c.lanes)]
-        vectors = [c.b.fadd(c.pick(a, b, low), c.pick(a, b, high))
-                   for a, b in zip(vectors[::2], vectors[1::2])]
+        high = [
+            i + c.lanes - half if i & half else i + half
+            for i in range(c.lanes)
+        ]
+        vectors = [
+            c.b.fadd(c.pick(a, b, low), c.pick(a, b, high))
+            for a, b in zip(vectors[::2], vectors[1::2])
+        ]
         half *= 2
     total, lanes = vectors[0], c.lanes
     while lanes > n:
         lanes //= 2
-        halves = [c.pick(total, total, list(range(a, a + lanes))) for a in (0, lanes)]
+        halves = [
+            c.pick(total, total, list(range(a, a + lanes))) for a in (0, lanes)
+        ]
         total = c.b.fadd(*halves)
     return total
 
@@ -192,11 +245,16 @@ def _vector_dots(typingctx, d, g, x, offsets, o, t, at, n):
         c = _Code(context, builder, signature.args[:4], args[:4])
         i64, (o, t, at, n) = ir.IntType(64), args[4:]
         rows = [c.row(1, builder.add(o, i64(r)), at) for r in range(TILE_ROWS)]
-        starts = [c.move(c.move(c.arrays[3].data, t), v) for v in range(TILE_VECTORS)]
+        starts = [
+            c.move(c.move(c.arrays[3].data, t), v) for v in range(TILE_VECTORS)
+        ]
         terms = [c.move(c.arrays[2].data, builder.load(s)) for s in starts]
 
         def body(j, sums):
-            a, b = ([c.load(c.move(p, j)) for p in start] for start in (rows, terms))
+            a, b = (
+                [c.load(c.move(p, j)) for p in start]
+                for start in (rows, terms)
+            )
             return _add_products(c, a, b, sums)
 
         sums = _loop(c, n, c.lanes, TILE_ROWS * TILE_VECTORS, body)
@@ -204,9 +262,16 @@ def _vector_dots(typingctx, d, g, x, offsets, o, t, at, n):
         for v in range(TILE_VECTORS):
             for r in range(0, TILE_ROWS, few):
                 place = c.move(c.row(0, builder.add(t, i64(v)), o), r)
-                total = _fold(c, sums[r * TILE_VECTORS + v:(r + few) * TILE_VECTORS:TILE_VECTORS])
+                total = _fold(
+                    c,
+                    sums[
+                        r * TILE_VECTORS + v : (r + few)
+                        * TILE_VECTORS : TILE_VECTORS
+                    ],
+                )
                 c.store(builder.fadd(c.load(place, few), total), place)
         return context.get_dummy_value()
+
     return types.void(d, g, x, offsets, *[types.intp] * 4), code
 
 
@@ -219,21 +284,29 @@ PANEL = 2  # vectors in a row of a panel
 def _plain_product(y, a, w, r, p):
     "y[r + i, p n + c] += sum over k of a[r + i, k] w[p, k, c], for the rows i of a tile."
     rows, width = slice(r, min(r + TILE_ROWS, len(a))), w.shape[2]
-    y[rows, p * width:(p + 1) * width] += a[rows] @ w[p, :a.shape[1]]
+    y[rows, p * width : (p + 1) * width] += a[rows] @ w[p, : a.shape[1]]
 
 
 def _plain_row_product(y, a, w, r, p):
     "The same for one row."
-    _plain_product(y, a[:r + 1], w, r, p)
+    _plain_product(y, a[: r + 1], w, r, p)
 
 # %% ../../nbs/kernels/microkernels.ipynb #d733ef50
 def _make_product(rows: int) -> Any:
     "A tile of that many rows, of columns as many as a panel has; it adds to what is there."
+
     @intrinsic
     def product(typingctx, y, a, w, r, p):
         def code(context, builder, signature, args):
-            c, i64 = _Code(context, builder, signature.args[:3], args[:3]), ir.IntType(64)
-            width, vectors, panel = PANEL * c.lanes, range(PANEL), c.row(2, args[4])
+            c, i64 = (
+                _Code(context, builder, signature.args[:3], args[:3]),
+                ir.IntType(64),
+            )
+            width, vectors, panel = (
+                PANEL * c.lanes,
+                range(PANEL),
+                c.row(2, args[4]),
+            )
             n, terms = cgutils.unpack_tuple(builder, c.arrays[1].shape)
             step = cgutils.unpack_tuple(builder, c.arrays[1].strides)[1]
             indices = c.clamped(args[3], rows, n)
@@ -241,18 +314,33 @@ def _make_product(rows: int) -> Any:
 
             def body(k, sums):
                 row = c.move(panel, builder.mul(k, i64(width)))
-                factors = [c.spread(c.skip(s, builder.mul(k, step))) for s in starts]
-                return _add_products(c, factors, [c.load(c.move(row, v * c.lanes))
-                                                  for v in vectors], sums)
+                factors = [
+                    c.spread(c.skip(s, builder.mul(k, step))) for s in starts
+                ]
+                return _add_products(
+                    c,
+                    factors,
+                    [c.load(c.move(row, v * c.lanes)) for v in vectors],
+                    sums,
+                )
 
             sums = _loop(c, terms, 1, rows * PANEL, body)
-            places = [c.row(0, i, builder.mul(args[4], i64(width))) for i in indices]
-            places = [c.move(place, v * c.lanes) for place in places for v in vectors]
-            totals = [builder.fadd(c.load(place), s) for place, s in zip(places, sums)]
+            places = [
+                c.row(0, i, builder.mul(args[4], i64(width))) for i in indices
+            ]
+            places = [
+                c.move(place, v * c.lanes) for place in places for v in vectors
+            ]
+            totals = [
+                builder.fadd(c.load(place), s)
+                for place, s in zip(places, sums)
+            ]
             for total, place in zip(totals, places):
                 c.store(total, place)
             return context.get_dummy_value()
+
         return types.void(y, a, w, types.intp, types.intp), code
+
     return product
 
 
@@ -282,41 +370,57 @@ def _plain_rows_times(lanes, rows):
 # %% ../../nbs/kernels/microkernels.ipynb #a327ec75
 def _make_lanes(step: Callable) -> Any:
     "For each row: its vectors and those of the lanes = step(builder, row, lanes)."
+
     @intrinsic
     def over_rows(typingctx, lanes, rows):
         def code(context, builder, signature, args):
             c = _Code(context, builder, signature.args, args)
-            places = [c.move(c.arrays[0].data, v * c.lanes) for v in range(PANEL)]
+            places = [
+                c.move(c.arrays[0].data, v * c.lanes) for v in range(PANEL)
+            ]
 
             def body(j, old):
                 at = [c.move(c.row(1, j), v * c.lanes) for v in range(PANEL)]
                 rows = [c.load(p) for p in at]
-                pairs = [step(builder, row, lane) for row, lane in zip(rows, old)]
+                pairs = [
+                    step(builder, row, lane) for row, lane in zip(rows, old)
+                ]
                 for (new, _), row, place in zip(pairs, rows, at):
                     if new is not row:
                         c.store(new, place)
                 return [lane for _, lane in pairs]
 
             n = cgutils.unpack_tuple(builder, c.arrays[1].shape)[0]
-            for lane, place in zip(_loop(c, n, 1, [c.load(p) for p in places], body), places):
+            for lane, place in zip(
+                _loop(c, n, 1, [c.load(p) for p in places], body), places
+            ):
                 c.store(lane, place)
             return context.get_dummy_value()
+
         return types.void(lanes, rows), code
+
     return over_rows
 
 # %% ../../nbs/kernels/microkernels.ipynb #20e6e813
 def _lanes_kernels() -> tuple:
     "Maximum and sum into the lanes; the lanes taken from the rows, and multiplied with them."
     if _uncompiled:
-        return _plain_lanes_max, _plain_lanes_sum, _plain_rows_minus, _plain_rows_times
+        return (
+            _plain_lanes_max,
+            _plain_lanes_sum,
+            _plain_rows_minus,
+            _plain_rows_times,
+        )
 
     def most(b, row, old):
         return row, b.select(b.fcmp_ordered(">", row, old), row, old)
 
-    return (_make_lanes(most),
-            _make_lanes(lambda b, row, old: (row, b.fadd(old, row))),
-            _make_lanes(lambda b, row, old: (b.fsub(row, old), old)),
-            _make_lanes(lambda b, row, old: (b.fmul(row, old), old)))
+    return (
+        _make_lanes(most),
+        _make_lanes(lambda b, row, old: (row, b.fadd(old, row))),
+        _make_lanes(lambda b, row, old: (b.fsub(row, old), old)),
+        _make_lanes(lambda b, row, old: (b.fmul(row, old), old)),
+    )
 
 
 lanes_max, lanes_sum, rows_minus, rows_times = _lanes_kernels()
@@ -325,7 +429,7 @@ lanes_max, lanes_sum, rows_minus, rows_times = _lanes_kernels()
 def _plain_turned_square(y, x, i, j):
     "y[j + c, i + r] = x[i + r, j + c], for r and c within a vector."
     n = VECTOR_BYTES // x.itemsize
-    y[j:j + n, i:i + n] = x[i:i + n, j:j + n].T
+    y[j : j + n, i : i + n] = x[i : i + n, j : j + n].T
 
 
 @intrinsic
@@ -333,20 +437,33 @@ def _vector_turned_square(typingctx, y, x, i, j):
     def code(context, builder, signature, args):
         c = _Code(context, builder, signature.args[:2], args[:2])
         i64, (i, j), half = ir.IntType(64), args[2:], 1
-        rows = [c.load(c.row(1, builder.add(i, i64(r)), j)) for r in range(c.lanes)]
+        rows = [
+            c.load(c.row(1, builder.add(i, i64(r)), j)) for r in range(c.lanes)
+        ]
         while half < c.lanes:
-            low = [k + c.lanes - half if k & half else k for k in range(c.lanes)]
-            high = [k + c.lanes if k & half else k + half for k in range(c.lanes)]
-            rows = [c.pick(rows[r & ~half], rows[r | half], high if r & half else low)
-                    for r in range(c.lanes)]
+            low = [
+                k + c.lanes - half if k & half else k for k in range(c.lanes)
+            ]
+            high = [
+                k + c.lanes if k & half else k + half for k in range(c.lanes)
+            ]
+            rows = [
+                c.pick(
+                    rows[r & ~half], rows[r | half], high if r & half else low
+                )
+                for r in range(c.lanes)
+            ]
             half *= 2
         for r, row in enumerate(rows):
             c.store(row, c.row(0, builder.add(j, i64(r)), i))
         return context.get_dummy_value()
+
     return types.void(y, x, types.intp, types.intp), code
 
 
-transpose_square = _plain_turned_square if _uncompiled else _vector_turned_square
+transpose_square = (
+    _plain_turned_square if _uncompiled else _vector_turned_square
+)
 
 # %% ../../nbs/kernels/microkernels.ipynb #88bce06c
 def _plain_dot(a, b):
@@ -386,7 +503,12 @@ def _over_row(c: _Code, start: float, step: Callable, join: Callable) -> Any:
     total = join(join(*total[:2]), join(*total[2:]))
     while half > 1:
         half //= 2
-        total = join(*(c.pick(total, total, list(range(k, k + half))) for k in (0, half)))
+        total = join(
+            *(
+                c.pick(total, total, list(range(k, k + half)))
+                for k in (0, half)
+            )
+        )
         place = cgutils.alloca_once_value(b, total)
         b.store(total, place)
         rest = b.and_(n, i64(half))
@@ -425,6 +547,7 @@ def _row_kernels() -> tuple:
     @intrinsic
     def greatest(typingctx, a):
         return a.dtype(a), partial(emit, start=-np.inf, step=most, join=most)
+
     return dot, total, greatest
 
 
@@ -439,8 +562,11 @@ def _plain_whole_vectors():
 def _ask_for_whole_vectors(typingctx):
     def code(context, builder, signature, args):
         wish = f'"prefer-vector-width"="{8 * VECTOR_BYTES}"'
-        set.add(builder.function.attributes, wish)  # llvmlite's own `add` knows no such words
+        set.add(
+            builder.function.attributes, wish
+        )  # llvmlite's own `add` knows no such words
         return context.get_dummy_value()
+
     return types.void(), code
 
 

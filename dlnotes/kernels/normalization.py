@@ -25,7 +25,13 @@ def _moments(x, c):
     "Mean and variance of channel `c` of `x` (m, channels, pixels)."
     n, first = x.shape[0] * x.shape[2], x[0, c, :BLOCK]
     at = x.dtype.type(vector_sum(first) / first.size)
-    zero, center, total, squares, held = broadcast(x.dtype.type(0)), broadcast(at), 0.0, 0.0, 0
+    zero, center, total, squares, held = (
+        broadcast(x.dtype.type(0)),
+        broadcast(at),
+        0.0,
+        0.0,
+        0,
+    )
     s = q = zero
     for i in range(x.shape[0]):
         row, j = x[i, c], 0
@@ -87,7 +93,9 @@ def _channel_answer(x, k, mean, root, weight, bias, y, c):
     for i in range(x.shape[0] - 1, -1, -1):
         row, out = x[i, k], y[i, c]
         for j in range(0, row.size, LANES):
-            store_vector(out, j, (load_vector(row, j, at) - center) * scale + shift)
+            store_vector(
+                out, j, (load_vector(row, j, at) - center) * scale + shift
+            )
 
 
 @compiled()
@@ -100,10 +108,16 @@ def _channel_norm(x, weight, bias, stats, eps, of_batch, y, first, last):
         stats[2, c] = 1 / np.sqrt(stats[1, c] + eps)
         if of_batch and not low < stats[1, c] + eps < 1 / low:
             f, scaled, mean, var, root = _far_moments(x, c, eps)
-            stats[0, c], stats[1, c], stats[2, c] = mean / f, var / f / f, root * f
+            stats[0, c], stats[1, c], stats[2, c] = (
+                mean / f,
+                var / f / f,
+                root * f,
+            )
             _channel_answer(scaled, 0, mean, root, weight[c], bias[c], y, c)
         else:
-            _channel_answer(x, c, stats[0, c], stats[2, c], weight[c], bias[c], y, c)
+            _channel_answer(
+                x, c, stats[0, c], stats[2, c], weight[c], bias[c], y, c
+            )
 
 # %% ../../nbs/kernels/normalization.ipynb #769f6edf
 @compiled()
@@ -111,7 +125,12 @@ def _channel_sums(x, k, grad, c, mean, root):
     "Sums of channel `c` of `grad`, and of its products with the normalized channel `k` of `x`."
     real, total, products = x.dtype.type, 0.0, 0.0
     at, zero = real(mean), real(0)
-    center, scale, none, held = broadcast(at), broadcast(real(root)), broadcast(zero), 0
+    center, scale, none, held = (
+        broadcast(at),
+        broadcast(real(root)),
+        broadcast(zero),
+        0,
+    )
     s = q = none
     for i in range(x.shape[0]):
         row, g, j = x[i, k], grad[i, c], 0
@@ -121,7 +140,9 @@ def _channel_sums(x, k, grad, c, mean, root):
             while j < end:
                 derivative = load_vector(g, j, zero)
                 s = s + derivative
-                q = q + derivative * ((load_vector(row, j, at) - center) * scale)
+                q = q + derivative * (
+                    (load_vector(row, j, at) - center) * scale
+                )
                 j += LANES
             if held >= BLOCK or i == x.shape[0] - 1:
                 total += np.float64(horizontal_sum(s))
@@ -137,16 +158,26 @@ def _channel_slope(x, k, grad, c, mean, root, scale, level, derivative, dx):
     real = x.dtype.type
     at, zero = real(mean), real(0)
     flat = broadcast(real(level + derivative * root * (at - mean)))
-    center, times, step = broadcast(at), broadcast(real(scale)), broadcast(real(derivative * root))
+    center, times, step = (
+        broadcast(at),
+        broadcast(real(scale)),
+        broadcast(real(derivative * root)),
+    )
     for i in range(x.shape[0] - 1, -1, -1):
         row, g, out = x[i, k], grad[i, c], dx[i, c]
         for j in range(0, row.size, LANES):
             beside = load_vector(row, j, at) - center
-            store_vector(out, j, times * (load_vector(g, j, zero) - flat - step * beside))
+            store_vector(
+                out,
+                j,
+                times * (load_vector(g, j, zero) - flat - step * beside),
+            )
 
 
 @compiled()
-def _channel_norm_grad(x, grad, weight, stats, of_batch, dx, sums, first, last):
+def _channel_norm_grad(
+    x, grad, weight, stats, of_batch, dx, sums, first, last
+):
     "Backward of `_channel_norm`; in `sums` the gradients by bias and by weight."
     share = 1 / (x.shape[0] * x.shape[2]) if of_batch else 0.0
     low = np.float64(np.finfo(x.dtype).tiny) ** 0.375
@@ -155,14 +186,36 @@ def _channel_norm_grad(x, grad, weight, stats, of_batch, dx, sums, first, last):
         scale = root * weight[c]
         if low < root < 1 / low:
             total, products = _channel_sums(x, c, grad, c, mean, root)
-            _channel_slope(x, c, grad, c, mean, root, scale, total * share,
-                           products * share, dx)
+            _channel_slope(
+                x,
+                c,
+                grad,
+                c,
+                mean,
+                root,
+                scale,
+                total * share,
+                products * share,
+                dx,
+            )
         else:
             f = 1 / _power(root)
             near = _scaled(x, c, f)
-            total, products = _channel_sums(near, 0, grad, c, mean * f, root / f)
-            _channel_slope(near, 0, grad, c, mean * f, root / f, scale, total * share,
-                           products * share, dx)
+            total, products = _channel_sums(
+                near, 0, grad, c, mean * f, root / f
+            )
+            _channel_slope(
+                near,
+                0,
+                grad,
+                c,
+                mean * f,
+                root / f,
+                scale,
+                total * share,
+                products * share,
+                dx,
+            )
         sums[0, c], sums[1, c] = total, products
 
 # %% ../../nbs/kernels/normalization.ipynb #f4a06295
@@ -172,7 +225,7 @@ def _row_sums(x, start, at, s, q):
     s[:] = 0
     q[:] = 0
     for i in range(x.shape[0]):
-        row = x[i, start:start + at.size]
+        row = x[i, start : start + at.size]
         for j in range(row.size):
             d = row[j] - at[j]
             s[j] += d
@@ -195,9 +248,11 @@ def _column_stats(x, pixels, start, mean, var, at, s, q):
     _row_sums(x[:64], start, at, s, q)
     _add_up(s, pixels, totals[2])
     for c in range(mean.size):
-        at[c * pixels:(c + 1) * pixels] = totals[2, c] / (min(m, 64) * pixels)
+        at[c * pixels : (c + 1) * pixels] = totals[2, c] / (
+            min(m, 64) * pixels
+        )
     for i in range(0, m, 64):
-        _row_sums(x[i:i + 64], start, at, s, q)
+        _row_sums(x[i : i + 64], start, at, s, q)
         _add_up(s, pixels, totals[0])
         _add_up(q, pixels, totals[1])
     for c in range(mean.size):
@@ -221,9 +276,16 @@ def _column_norm(x, weight, bias, stats, eps, of_batch, y, first, last):
         stats[2, c] = 1 / np.sqrt(stats[1, c] + eps)
         center, factor = x.dtype.type(stats[0, c]), stats[2, c] * weight[c]
         for j in range(c * pixels - start, (c + 1) * pixels - start):
-            at[j], scale[j], shift[j] = center, factor, bias[c] + (center - stats[0, c]) * factor
+            at[j], scale[j], shift[j] = (
+                center,
+                factor,
+                bias[c] + (center - stats[0, c]) * factor,
+            )
     for i in range(m):
-        row, out = rows[i, start:start + width], outputs[i, start:start + width]
+        row, out = (
+            rows[i, start : start + width],
+            outputs[i, start : start + width],
+        )
         for j in range(row.size):
             out[j] = (row[j] - at[j]) * scale[j] + shift[j]
     low = np.float64(np.finfo(x.dtype).tiny) ** 0.75
@@ -238,7 +300,10 @@ def _row_products(x, grad, start, at, root, s, q):
     s[:] = 0
     q[:] = 0
     for i in range(x.shape[0]):
-        row, g = x[i, start:start + at.size], grad[i, start:start + at.size]
+        row, g = (
+            x[i, start : start + at.size],
+            grad[i, start : start + at.size],
+        )
         for j in range(row.size):
             s[j] += g[j]
             q[j] += g[j] * ((row[j] - at[j]) * root[j])
@@ -248,16 +313,31 @@ def _row_products(x, grad, start, at, root, s, q):
 def _column_norm_grad(x, grad, weight, stats, of_batch, dx, sums, first, last):
     "As `_channel_norm_grad`, row by row."
     m, _, pixels = x.shape
-    rows, grads, outputs = x.reshape(m, -1), grad.reshape(m, -1), dx.reshape(m, -1)
+    rows, grads, outputs = (
+        x.reshape(m, -1),
+        grad.reshape(m, -1),
+        dx.reshape(m, -1),
+    )
     start, width = first * pixels, (last - first) * pixels
     memory = np.empty((4, width), x.dtype)
     at, scale, level, derivative = memory[0], memory[1], memory[2], memory[3]
-    totals, share = np.zeros((2, last - first)), 1 / (m * pixels) if of_batch else 0.0
+    totals, share = (
+        np.zeros((2, last - first)),
+        1 / (m * pixels) if of_batch else 0.0,
+    )
     for c in range(first, last):
-        at[c * pixels - start:(c + 1) * pixels - start] = stats[0, c]
-        scale[c * pixels - start:(c + 1) * pixels - start] = stats[2, c]
+        at[c * pixels - start : (c + 1) * pixels - start] = stats[0, c]
+        scale[c * pixels - start : (c + 1) * pixels - start] = stats[2, c]
     for i in range(0, m, 64):
-        _row_products(rows[i:i + 64], grads[i:i + 64], start, at, scale, level, derivative)
+        _row_products(
+            rows[i : i + 64],
+            grads[i : i + 64],
+            start,
+            at,
+            scale,
+            level,
+            derivative,
+        )
         _add_up(level, pixels, totals[0])
         _add_up(derivative, pixels, totals[1])
     for c in range(first, last):
@@ -270,14 +350,21 @@ def _column_norm_grad(x, grad, weight, stats, of_batch, dx, sums, first, last):
             level[j] = total * share + products * share * root * beside
             scale[j] = root * weight[c]
     for i in range(m):
-        row, g = rows[i, start:start + width], grads[i, start:start + width]
-        out = outputs[i, start:start + width]
+        row, g = (
+            rows[i, start : start + width],
+            grads[i, start : start + width],
+        )
+        out = outputs[i, start : start + width]
         for j in range(row.size):
-            out[j] = scale[j] * (g[j] - level[j] - derivative[j] * (row[j] - at[j]))
+            out[j] = scale[j] * (
+                g[j] - level[j] - derivative[j] * (row[j] - at[j])
+            )
     low = np.float64(np.finfo(x.dtype).tiny) ** 0.375
     for c in range(first, last):
         if not low < stats[2, c] < 1 / low:
-            _channel_norm_grad(x, grad, weight, stats, of_batch, dx, sums, c, c + 1)
+            _channel_norm_grad(
+                x, grad, weight, stats, of_batch, dx, sums, c, c + 1
+            )
 
 # %% ../../nbs/kernels/normalization.ipynb #887f9c3f
 def _planes(a: np.ndarray, batch_last: bool) -> np.ndarray:
@@ -287,7 +374,9 @@ def _planes(a: np.ndarray, batch_last: bool) -> np.ndarray:
     return np.ascontiguousarray(a).reshape(*a.shape[:2], -1)
 
 
-def _unplaned(flat: np.ndarray, shape: tuple[int, ...], batch_last: bool) -> np.ndarray:
+def _unplaned(
+    flat: np.ndarray, shape: tuple[int, ...], batch_last: bool
+) -> np.ndarray:
     if batch_last:
         return to_batch_first(flat.reshape(*shape[1:], shape[0]))
     return flat.reshape(shape)
@@ -298,8 +387,13 @@ def _over_channels(kernels: Any, x: np.ndarray, *rest: Any) -> None:
     run_shared(kernels[x.shape[2] < 16], x.shape[1], x.size, x, *rest)
 
 # %% ../../nbs/kernels/normalization.ipynb #3abfd3cf
-def tuned_batch_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float,
-                running: Any = None) -> tuple[np.ndarray, np.ndarray]:
+def tuned_batch_norm(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    eps: float,
+    running: Any = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """The answer, and mean, variance and 1 / deviation of each channel, float64 (3, channels).
 
     - `running`: mean and variance for evaluation, None for those of the batch.
@@ -309,19 +403,40 @@ def tuned_batch_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: f
         stats[:2] = running
     planes = _planes(x, last)
     y = np.empty(planes.shape, x.dtype)
-    _over_channels((_channel_norm, _column_norm), planes, weight, bias, stats, eps,
-                   running is None, y)
+    _over_channels(
+        (_channel_norm, _column_norm),
+        planes,
+        weight,
+        bias,
+        stats,
+        eps,
+        running is None,
+        y,
+    )
     return _unplaned(y, x.shape, last), stats
 
 # %% ../../nbs/kernels/normalization.ipynb #8bb3a77e
-def tuned_batch_norm_backward(grad: np.ndarray, x: np.ndarray, weight: np.ndarray,
-                     stats: np.ndarray, of_batch: bool) -> tuple[np.ndarray, np.ndarray]:
+def tuned_batch_norm_backward(
+    grad: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    stats: np.ndarray,
+    of_batch: bool,
+) -> tuple[np.ndarray, np.ndarray]:
     "The gradient by `x`, and those by bias and weight, (2, channels)."
     last, sums = is_batch_last(x), np.empty((2, x.shape[1]), x.dtype)
     planes = _planes(x, last)
     dx = np.empty(planes.shape, x.dtype)
-    _over_channels((_channel_norm_grad, _column_norm_grad), planes, _planes(grad, last),
-                   weight, stats, of_batch, dx, sums)
+    _over_channels(
+        (_channel_norm_grad, _column_norm_grad),
+        planes,
+        _planes(grad, last),
+        weight,
+        stats,
+        of_batch,
+        dx,
+        sums,
+    )
     return _unplaned(dx, x.shape, last), sums
 
 # %% ../../nbs/kernels/normalization.ipynb #40588c7d
@@ -336,7 +451,9 @@ def _row_moments(row, share):
         s = s + d
         q = q + d * d
     beside = np.float64(horizontal_sum(s)) * share
-    return at + beside, max(np.float64(horizontal_sum(q)) * share - beside * beside, 0.0)
+    return at + beside, max(
+        np.float64(horizontal_sum(q)) * share - beside * beside, 0.0
+    )
 
 
 @compiled(forceinline=True)
@@ -348,13 +465,20 @@ def _row_answer(row, mean, root, weight, bias, out):
     beside = broadcast(real((at - mean) * root))
     for j in range(0, row.size, LANES):
         normed = (load_vector(row, j, at) - center) * factor + beside
-        store_vector(out, j, normed * load_vector(weight, j, zero) + load_vector(bias, j, zero))
+        store_vector(
+            out,
+            j,
+            normed * load_vector(weight, j, zero) + load_vector(bias, j, zero),
+        )
 
 
 @compiled()
 def _far_rows(x, weight, bias, stats, eps, y, first, last):
     "Do those rows again that are too large or too small for sums of squares."
-    low, rows = np.float64(np.finfo(x.dtype).tiny) ** 0.375, x.reshape(1, x.shape[0], x.shape[1])
+    low, rows = (
+        np.float64(np.finfo(x.dtype).tiny) ** 0.375,
+        x.reshape(1, x.shape[0], x.shape[1]),
+    )
     for i in range(first, last):
         if not low < stats[1, i] < 1 / low:
             f, scaled, mean, var, root = _far_moments(rows, i, eps)
@@ -386,7 +510,9 @@ def _row_slope(row, g, weight, mean, root, scale, by_bias, by_weight, out):
         derivative = load_vector(g, j, zero)
         normed = (load_vector(row, j, at) - center) * factor + beside
         store_vector(by_bias, j, load_vector(by_bias, j, zero) + derivative)
-        store_vector(by_weight, j, load_vector(by_weight, j, zero) + derivative * normed)
+        store_vector(
+            by_weight, j, load_vector(by_weight, j, zero) + derivative * normed
+        )
         scaled = derivative * load_vector(weight, j, zero)
         s = s + scaled
         q = q + scaled * normed
@@ -400,21 +526,38 @@ def _row_slope(row, g, weight, mean, root, scale, by_bias, by_weight, out):
 
 
 @compiled()
-def _far_rows_grad(x, grad, weight, stats, dx, by_bias, by_weight, first, last):
+def _far_rows_grad(
+    x, grad, weight, stats, dx, by_bias, by_weight, first, last
+):
     "Those rows that `_row_norm_grad` left out."
-    low, rows = np.float64(np.finfo(x.dtype).tiny) ** 0.375, x.reshape(1, x.shape[0], x.shape[1])
+    low, rows = (
+        np.float64(np.finfo(x.dtype).tiny) ** 0.375,
+        x.reshape(1, x.shape[0], x.shape[1]),
+    )
     for i in range(first, last):
         mean, root = stats[0, i], stats[1, i]
         if not low < root < 1 / low:
             f = 1 / _power(root)
-            _row_slope(_scaled(rows, i, f)[0, 0], grad[i], weight, mean * f, root / f, root,
-                       by_bias, by_weight, dx[i])
+            _row_slope(
+                _scaled(rows, i, f)[0, 0],
+                grad[i],
+                weight,
+                mean * f,
+                root / f,
+                root,
+                by_bias,
+                by_weight,
+                dx[i],
+            )
 
 
 @compiled()
 def _row_norm_grad(x, grad, weight, stats, dx, sums, first, last):
     "Backward of `_row_norm`; gradients by bias and weight go into the piece's own row of `sums`."
-    by_bias, by_weight = np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
+    by_bias, by_weight = (
+        np.zeros(x.shape[1], x.dtype),
+        np.zeros(x.shape[1], x.dtype),
+    )
     own = sums[-(-first * len(sums) // max(1, len(x)))]
     low = np.float64(np.finfo(x.dtype).tiny) ** 0.375
     high = 1 / low
@@ -423,24 +566,38 @@ def _row_norm_grad(x, grad, weight, stats, dx, sums, first, last):
         for i in range(start, end):
             mean, root = stats[0, i], stats[1, i]
             if low < root < high:
-                _row_slope(x[i], grad[i], weight, mean, root, root, by_bias, by_weight, dx[i])
-        _far_rows_grad(x, grad, weight, stats, dx, by_bias, by_weight, start, end)
+                _row_slope(
+                    x[i],
+                    grad[i],
+                    weight,
+                    mean,
+                    root,
+                    root,
+                    by_bias,
+                    by_weight,
+                    dx[i],
+                )
+        _far_rows_grad(
+            x, grad, weight, stats, dx, by_bias, by_weight, start, end
+        )
         for j in range(x.shape[1]):
             own[0, j] += by_bias[j]
             own[1, j] += by_weight[j]
             by_bias[j] = by_weight[j] = 0
 
 # %% ../../nbs/kernels/normalization.ipynb #20f65cd7
-def tuned_layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray,
-                eps: float) -> tuple[np.ndarray, np.ndarray]:
+def tuned_layer_norm(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float
+) -> tuple[np.ndarray, np.ndarray]:
     "The answer to contiguous rows (m, n); mean and 1 / deviation of each, float64 (2, m)."
     y, stats = np.empty(x.shape, x.dtype), np.empty((2, len(x)))
     run_shared(_row_norm, len(x), x.size, x, weight, bias, stats, eps, y)
     return y, stats
 
 # %% ../../nbs/kernels/normalization.ipynb #e645d6fb
-def tuned_layer_norm_backward(grad: np.ndarray, x: np.ndarray, weight: np.ndarray,
-                     stats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def tuned_layer_norm_backward(
+    grad: np.ndarray, x: np.ndarray, weight: np.ndarray, stats: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     "The gradient by `x`, and those by bias and weight, (2, n)."
     dx, m = np.empty(x.shape, x.dtype), len(x)
     sums = np.zeros((count_pieces(m, x.size), 2, x.shape[1]))

@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.execution import compiled, is_batch_last, parallel_for, to_batch_first
+from dlnotes.core.execution import (
+    compiled,
+    is_batch_last,
+    parallel_for,
+    to_batch_first,
+)
 from ..core.execution import to_batch_last
 
 # %% auto #0
@@ -26,7 +31,10 @@ def _max_pool(x, z, where, kernel, stride, padding):
         for i in range(z.shape[1]):
             low, high = max(i * sh - top, 0), min(i * sh - top + kh, height)
             for j in range(z.shape[2]):
-                first, last = max(j * sw - left, 0), min(j * sw - left + kw, width)
+                first, last = (
+                    max(j * sw - left, 0),
+                    min(j * sw - left + kw, width),
+                )
                 place = np.uintp(low * width + first)
                 best, n = plane[place], np.uintp(last - first)
                 for r in range(low, high):
@@ -34,7 +42,10 @@ def _max_pool(x, z, where, kernel, stride, padding):
                     for t in range(start, start + n):
                         new = plane[t]
                         keep = (best >= new) | (best != best)
-                        best, place = best if keep else new, place if keep else t
+                        best, place = (
+                            best if keep else new,
+                            place if keep else t,
+                        )
                 z[k, i, j] = best
                 where[k, i, j] = np.uint32(place)
 
@@ -42,7 +53,10 @@ def _max_pool(x, z, where, kernel, stride, padding):
 @compiled()
 def _max_pool_grad(grad, where, out):
     "The gradient by the channels: each of `grad` at the place of its maximum."
-    n, pixels = grad.shape[1] * grad.shape[2], np.uintp(out.shape[1] * out.shape[2])
+    n, pixels = (
+        grad.shape[1] * grad.shape[2],
+        np.uintp(out.shape[1] * out.shape[2]),
+    )
     g, place, flat = grad.reshape(-1), where.reshape(-1), out.reshape(-1)
     flat[:] = 0
     for k in range(grad.shape[0]):
@@ -61,7 +75,10 @@ def _avg_pool(x, z, kernel, stride, padding):
         for i in range(z.shape[1]):
             low, high = max(i * sh - top, 0), min(i * sh - top + kh, height)
             for j in range(z.shape[2]):
-                first, last = max(j * sw - left, 0), min(j * sw - left + kw, width)
+                first, last = (
+                    max(j * sw - left, 0),
+                    min(j * sw - left + kw, width),
+                )
                 total = share - share
                 for r in range(low, high):
                     start = np.uintp(r * width + first)
@@ -74,14 +91,21 @@ def _avg_pool(x, z, kernel, stride, padding):
 def _avg_pool_grad(grad, out, kernel, stride, padding):
     "The gradient by the channels: each of `grad`, shared evenly by its window."
     (kh, kw), (sh, sw), (top, left) = kernel, stride, padding
-    height, width, share = out.shape[1], out.shape[2], out.dtype.type(1 / (kh * kw))
+    height, width, share = (
+        out.shape[1],
+        out.shape[2],
+        out.dtype.type(1 / (kh * kw)),
+    )
     out[:] = 0
     for k in range(grad.shape[0]):
         plane = out[k].reshape(-1)
         for i in range(grad.shape[1]):
             low, high = max(i * sh - top, 0), min(i * sh - top + kh, height)
             for j in range(grad.shape[2]):
-                first, last = max(j * sw - left, 0), min(j * sw - left + kw, width)
+                first, last = (
+                    max(j * sw - left, 0),
+                    min(j * sw - left + kw, width),
+                )
                 part = share * grad[k, i, j]
                 for r in range(low, high):
                     start = np.uintp(r * width + first)
@@ -95,7 +119,12 @@ def _max_pool_2x2(x, z, where):
     width, zero, one = np.uint32(x.shape[2]), np.uint32(0), np.uint32(1)
     for k in range(x.shape[0]):
         for i in range(z.shape[1]):
-            above, below, out, place = x[k, 2 * i], x[k, 2 * i + 1], z[k, i], where[k, i]
+            above, below, out, place = (
+                x[k, 2 * i],
+                x[k, 2 * i + 1],
+                z[k, i],
+                where[k, i],
+            )
             for j in range(out.size):
                 a, b = above[2 * j], above[2 * j + 1]
                 c, d = below[2 * j], below[2 * j + 1]
@@ -105,7 +134,11 @@ def _max_pool_2x2(x, z, where):
                 c, q = c if left else d, width if left else width + one
                 up = (a >= c) | (a != a)
                 out[j] = a if up else c
-                place[j] = np.uint32(2 * j) + (p if up else q) + np.uint32(2 * i) * width
+                place[j] = (
+                    np.uint32(2 * j)
+                    + (p if up else q)
+                    + np.uint32(2 * i) * width
+                )
 
 # %% ../../nbs/kernels/pooling.ipynb #0afabe66
 @compiled()
@@ -115,10 +148,18 @@ def _max_pool_2x2_grad(grad, where, out):
     zero, half = np.uint64(0), np.uint64(32)
     for k in range(grad.shape[0]):
         for i in range(grad.shape[1]):
-            above, below, bits, place = out[k, 2 * i], out[k, 2 * i + 1], grad[k, i], where[k, i]
+            above, below, bits, place = (
+                out[k, 2 * i],
+                out[k, 2 * i + 1],
+                grad[k, i],
+                where[k, i],
+            )
             first = np.uint32(2 * i) * width
             for j in range(bits.size):
-                p, left = place[j] - first - np.uint32(2 * j), np.uint64(bits[j])
+                p, left = (
+                    place[j] - first - np.uint32(2 * j),
+                    np.uint64(bits[j]),
+                )
                 right = left << half
                 a = left if p == 0 else zero
                 b = left if p == width else zero
@@ -134,8 +175,12 @@ def _avg_pool_2x2(x, z):
         for i in range(z.shape[1]):
             above, below, out = x[k, 2 * i], x[k, 2 * i + 1], z[k, i]
             for j in range(out.size):
-                out[j] = share * (above[2 * j] + above[2 * j + 1]
-                                  + below[2 * j] + below[2 * j + 1])
+                out[j] = share * (
+                    above[2 * j]
+                    + above[2 * j + 1]
+                    + below[2 * j]
+                    + below[2 * j + 1]
+                )
 
 # %% ../../nbs/kernels/pooling.ipynb #775d341f
 @compiled()
@@ -153,7 +198,12 @@ def _avg_pool_2x2_grad(grad, out):
 @compiled()
 def _max_pool_last(x, z, where):
     "As `_max_pool_2x2`, of (channels, height, width, m); `where`: which of the four."
-    zero, one, two, three = np.uint32(0), np.uint32(1), np.uint32(2), np.uint32(3)
+    zero, one, two, three = (
+        np.uint32(0),
+        np.uint32(1),
+        np.uint32(2),
+        np.uint32(3),
+    )
     for i in range(z.shape[0]):
         for j in range(z.shape[1]):
             for v in range(z.shape[2]):
@@ -161,11 +211,21 @@ def _max_pool_last(x, z, where):
                 c, d = x[i, 2 * j + 1, 2 * v], x[i, 2 * j + 1, 2 * v + 1]
                 out, place = z[i, j, v], where[i, j, v]
                 for k in range(out.size):
-                    left, right = (a[k] >= b[k]) | (a[k] != a[k]), (c[k] >= d[k]) | (c[k] != c[k])
-                    top, bottom = a[k] if left else b[k], c[k] if right else d[k]
+                    left, right = (
+                        (a[k] >= b[k]) | (a[k] != a[k]),
+                        (c[k] >= d[k]) | (c[k] != c[k]),
+                    )
+                    top, bottom = (
+                        a[k] if left else b[k],
+                        c[k] if right else d[k],
+                    )
                     up = (top >= bottom) | (top != top)
                     out[k] = top if up else bottom
-                    place[k] = (zero if left else one) if up else (two if right else three)
+                    place[k] = (
+                        (zero if left else one)
+                        if up
+                        else (two if right else three)
+                    )
 
 # %% ../../nbs/kernels/pooling.ipynb #fcb2058c
 @compiled()
@@ -177,13 +237,17 @@ def _max_pool_last_grad(grad, where, dx):
             for v in range(grad.shape[2]):
                 g, place = grad[i, j, v], where[i, j, v]
                 for corner in range(4):
-                    pixel, which = dx[i, 2 * j + corner // 2, 2 * v + corner % 2], np.uint32(corner)
+                    pixel, which = (
+                        dx[i, 2 * j + corner // 2, 2 * v + corner % 2],
+                        np.uint32(corner),
+                    )
                     for k in range(g.size):
                         pixel[k] = g[k] if place[k] == which else zero
 
 # %% ../../nbs/kernels/pooling.ipynb #c947939c
 class PoolPlan(NamedTuple):
     "What a pooling of given shapes needs to know."
+
     out: tuple[int, int, int, int]
     windows: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     side_by_side: bool  # windows of 2 by 2
@@ -197,18 +261,30 @@ def _by_channels(kernel: Any, arrays: list[np.ndarray], *rest: Any) -> None:
     if size < 1 << 17:
         kernel(*flat, *rest)
     else:
-        parallel_for(lambda i, j: kernel(*(a[i:j] for a in flat), *rest), len(flat[0]), size)
+        parallel_for(
+            lambda i, j: kernel(*(a[i:j] for a in flat), *rest),
+            len(flat[0]),
+            size,
+        )
 
 # %% ../../nbs/kernels/pooling.ipynb #ff9e7248
-def tuned_max_pool(x: np.ndarray, plan: PoolPlan) -> tuple[np.ndarray, np.ndarray]:
+def tuned_max_pool(
+    x: np.ndarray, plan: PoolPlan
+) -> tuple[np.ndarray, np.ndarray]:
     "The maxima, and where they were."
     if plan.side_by_side and plan.covered and is_batch_last(x):
         x, (m, *out) = to_batch_last(x), plan.out
-        z, where = np.empty((*out, m), x.dtype), np.empty((*out, m), np.dtype(np.uint32))
+        z, where = (
+            np.empty((*out, m), x.dtype),
+            np.empty((*out, m), np.dtype(np.uint32)),
+        )
         _max_pool_last(x, z, where)
         return to_batch_first(z), to_batch_first(where)
     x = np.ascontiguousarray(x)
-    z, where = np.empty(plan.out, x.dtype), np.empty(plan.out, np.dtype(np.uint32))
+    z, where = (
+        np.empty(plan.out, x.dtype),
+        np.empty(plan.out, np.dtype(np.uint32)),
+    )
     if plan.side_by_side:
         _by_channels(_max_pool_2x2, [x, z, where])
     else:
@@ -216,8 +292,9 @@ def tuned_max_pool(x: np.ndarray, plan: PoolPlan) -> tuple[np.ndarray, np.ndarra
     return z, where
 
 # %% ../../nbs/kernels/pooling.ipynb #64b1d33e
-def tuned_max_pool_backward(grad: np.ndarray, where: np.ndarray, shape: Any,
-                     plan: PoolPlan) -> np.ndarray:
+def tuned_max_pool_backward(
+    grad: np.ndarray, where: np.ndarray, shape: Any, plan: PoolPlan
+) -> np.ndarray:
     if is_batch_last(where):
         m, *rest = shape
         out = np.empty((*rest, m), grad.dtype)
@@ -225,7 +302,9 @@ def tuned_max_pool_backward(grad: np.ndarray, where: np.ndarray, shape: Any,
         return to_batch_first(out)
     grad, out = np.ascontiguousarray(grad), np.empty(shape, grad.dtype)
     if plan.side_by_side and plan.covered and grad.dtype == np.float32:
-        pairs = out.view(np.uint64)  # read with the left pixel in the lower half
+        pairs = out.view(
+            np.uint64
+        )  # read with the left pixel in the lower half
         _by_channels(_max_pool_2x2_grad, [grad.view(np.uint32), where, pairs])
     else:
         _by_channels(_max_pool_grad, [grad, where, out])
@@ -243,7 +322,9 @@ def tuned_avg_pool(x: np.ndarray, plan: PoolPlan) -> np.ndarray:
     return z
 
 # %% ../../nbs/kernels/pooling.ipynb #9081becf
-def tuned_avg_pool_backward(grad: np.ndarray, shape: Any, plan: PoolPlan) -> np.ndarray:
+def tuned_avg_pool_backward(
+    grad: np.ndarray, shape: Any, plan: PoolPlan
+) -> np.ndarray:
     grad = np.ascontiguousarray(grad)
     out = np.empty(shape, grad.dtype)
     if plan.side_by_side and plan.covered:

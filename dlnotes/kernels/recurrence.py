@@ -10,7 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.execution import compiled, in_threads, num_threads, scratch_arrays
+from dlnotes.core.execution import (
+    compiled,
+    in_threads,
+    num_threads,
+    scratch_arrays,
+)
 from .elementary import fast_sigmoid, fast_tanh
 from .microkernels import FUSED, PANEL, TILE_ROWS, VECTOR_BYTES
 from .microkernels import matrix_product, row_times_matrix
@@ -28,11 +33,19 @@ def _plain_step(cell, a, b, state):
     "The next state from the sums a and b, and what the step back needs."
     if cell == "lstm":
         i, f, g, o = np.split(a + b, 4, axis=1)
-        i, f, g, o = _plain_sigmoid(i), _plain_sigmoid(f), np.tanh(g), _plain_sigmoid(o)
+        i, f, g, o = (
+            _plain_sigmoid(i),
+            _plain_sigmoid(f),
+            np.tanh(g),
+            _plain_sigmoid(o),
+        )
         c = f * state[1] + i * g
         return (o * np.tanh(c), c), (i, f, g, o, c, state[1])
     if cell == "gru":
-        (ar, az, an), (br, bz, bn) = np.split(a, 3, axis=1), np.split(b, 3, axis=1)
+        (ar, az, an), (br, bz, bn) = (
+            np.split(a, 3, axis=1),
+            np.split(b, 3, axis=1),
+        )
         r, z = _plain_sigmoid(ar + br), _plain_sigmoid(az + bz)
         n = np.tanh(an + r * bn)
         return (n + z * (state[0] - n),), (r, z, n, bn, state[0])
@@ -47,15 +60,22 @@ def _plain_step_back(cell, grads, kept):
         i, f, g, o, c, before = kept
         tanh = np.tanh(c)
         dc = grads[1] + dh * o * (1 - tanh**2)
-        d = np.concatenate([dc * g * i * (1 - i), dc * before * f * (1 - f),
-                            dc * i * (1 - g**2), dh * tanh * o * (1 - o)], axis=1)
+        d = np.concatenate(
+            [
+                dc * g * i * (1 - i),
+                dc * before * f * (1 - f),
+                dc * i * (1 - g**2),
+                dh * tanh * o * (1 - o),
+            ],
+            axis=1,
+        )
         return d, d, (np.zeros_like(dh), dc * f)
     if cell == "gru":
         r, z, n, bn, before = kept
         dn = dh * (1 - z) * (1 - n**2)
         dr, dz = dn * bn * r * (1 - r), dh * (before - n) * z * (1 - z)
         return np.hstack([dr, dz, dn]), np.hstack([dr, dz, dn * r]), (dh * z,)
-    h, = kept
+    (h,) = kept
     d = dh * (1 - h**2) if cell == "tanh" else np.where(h <= 0, 0, dh)
     return d, d, (np.zeros_like(dh),)
 
@@ -88,7 +108,9 @@ def plain_backward(grad, grad_state, cache, weights):
         after = dh, *grad_state[1:]
         grad_state = tuple(np.where(real, a, b) for a, b in zip(before, after))
         dx[:, t] = da @ weights[0]
-        for total, g in zip(dw, (da.T @ x[:, t], db.T @ h, da.sum(0), db.sum(0))):
+        for total, g in zip(
+            dw, (da.T @ x[:, t], db.T @ h, da.sum(0), db.sum(0))
+        ):
             total += g
     return dx, grad_state, dw
 
@@ -116,7 +138,7 @@ def _rnn_step(cell, z, h):
 def _gru_step(z, h):
     "z: n's sum from h, those of r and z, n's sum from x; they become b, r, z, n."
     n = h.size
-    b, r, keep, new = z[:n], z[n:2 * n], z[2 * n:3 * n], z[3 * n:4 * n]
+    b, r, keep, new = z[:n], z[n : 2 * n], z[2 * n : 3 * n], z[3 * n : 4 * n]
     for u in range(n):
         r[u], keep[u] = fast_sigmoid(r[u]), fast_sigmoid(keep[u])
         new[u] = fast_tanh(new[u] + r[u] * b[u])
@@ -127,7 +149,7 @@ def _gru_step(z, h):
 def _lstm_step(z, h, c):
     "z: the sums of i, f, g and o, which become gates."
     n = h.size
-    i, f, g, o = z[:n], z[n:2 * n], z[2 * n:3 * n], z[3 * n:4 * n]
+    i, f, g, o = z[:n], z[n : 2 * n], z[2 * n : 3 * n], z[3 * n : 4 * n]
     for u in range(n):
         i[u], f[u] = fast_sigmoid(i[u]), fast_sigmoid(f[u])
         g[u], o[u] = fast_tanh(g[u]), fast_sigmoid(o[u])
@@ -167,7 +189,10 @@ def _run_once(cell, y, x_sums, h_sums, b_ih, b_hh, mask, h, c, sums):
     "One step of which the products are known: sets y and sums, takes the state to the next."
     n, wide = h.shape[1], b_ih.size
     for i in range(h.shape[0]):
-        z, own = sums[i], 2 * n if cell == _GRU else wide  # what has one place for both sums
+        z, own = (
+            sums[i],
+            2 * n if cell == _GRU else wide,
+        )  # what has one place for both sums
         both = z[n:] if cell == _GRU else z
         for u in range(own):
             both[u] = (x_sums[i, u] + b_ih[u]) + (h_sums[i, u] + b_hh[u])
@@ -177,29 +202,31 @@ def _run_once(cell, y, x_sums, h_sums, b_ih, b_hh, mask, h, c, sums):
         if mask[i, 0]:
             _step(cell, z, h[i], c[i])
         _copy(y[i, 0], h[i])
-        _copy(z[4 * n:], c[i])
+        _copy(z[4 * n :], c[i])
 
 
 @compiled()
-def _run(cell, y, x, mask, h, c, w_ih, w_hh, bias, shift, sums, keep, xs, reverse):
+def _run(
+    cell, y, x, mask, h, c, w_ih, w_hh, bias, shift, sums, keep, xs, reverse
+):
     "All steps: sets y, takes the state (h, c) to the last; sums: of all steps, if kept."
     (m, steps), n, chunk = x.shape[:2], h.shape[1], xs.shape[0] // x.shape[0]
     for start in range(0, steps, chunk):
         rows = min(chunk, steps - start) * m
-        zs = sums[start * m:] if keep else sums
+        zs = sums[start * m :] if keep else sums
         for k in range(rows):
             _copy(zs[k], bias)
             _copy(xs[k], x[k % m, _time(start + k // m, steps, reverse)])
         _multiply(zs[:rows, shift:], xs[:rows, 0:], w_ih)
         for low in range(0, rows, m):
             t = _time(start + low // m, steps, reverse)
-            _multiply(zs[low:low + m, 0:], h[:, 0:], w_hh)
+            _multiply(zs[low : low + m, 0:], h[:, 0:], w_hh)
             for i in range(m):
                 z = zs[low + i]
                 if mask[i, t]:
                     _step(cell, z, h[i], c[i])
                 _copy(y[i, t], h[i])
-                _copy(z[4 * n:], c[i])
+                _copy(z[4 * n :], c[i])
 
 # %% ../../nbs/kernels/recurrence.ipynb #555aa360
 @compiled(fastmath=FUSED)
@@ -217,8 +244,13 @@ def _rnn_back(cell, d, dh, h):
 @compiled(fastmath=FUSED)
 def _gru_back(d, dh, z, before):
     n, one = before.size, z.dtype.type(1)
-    b, r, keep, new = z[:n], z[n:2 * n], z[2 * n:3 * n], z[3 * n:4 * n]
-    db, dr, dkeep, dnew = d[:n], d[n:2 * n], d[2 * n:3 * n], d[3 * n:4 * n]
+    b, r, keep, new = z[:n], z[n : 2 * n], z[2 * n : 3 * n], z[3 * n : 4 * n]
+    db, dr, dkeep, dnew = (
+        d[:n],
+        d[n : 2 * n],
+        d[2 * n : 3 * n],
+        d[3 * n : 4 * n],
+    )
     for u in range(n):
         dnew[u] = dh[u] * (one - keep[u]) * (one - new[u] * new[u])
         dkeep[u] = dh[u] * (before[u] - new[u]) * keep[u] * (one - keep[u])
@@ -230,8 +262,14 @@ def _gru_back(d, dh, z, before):
 @compiled(fastmath=FUSED)
 def _lstm_back(d, dh, dc, z, before):
     n, one = dh.size, z.dtype.type(1)
-    i, f, g, o, c = z[:n], z[n:2 * n], z[2 * n:3 * n], z[3 * n:4 * n], z[4 * n:5 * n]
-    di, df, dg, do = d[:n], d[n:2 * n], d[2 * n:3 * n], d[3 * n:4 * n]
+    i, f, g, o, c = (
+        z[:n],
+        z[n : 2 * n],
+        z[2 * n : 3 * n],
+        z[3 * n : 4 * n],
+        z[4 * n : 5 * n],
+    )
+    di, df, dg, do = d[:n], d[n : 2 * n], d[2 * n : 3 * n], d[3 * n : 4 * n]
     for u in range(n):
         t = fast_tanh(c[u])
         do[u] = dh[u] * t * o[u] * (one - o[u])
@@ -271,14 +309,14 @@ def _into_panels(panels, k, row):
     "Row k of a matrix in panels."
     width = panels.shape[2]
     for p in range(panels.shape[0]):
-        _copy(panels[p, k], row[p * width:min((p + 1) * width, row.size)])
+        _copy(panels[p, k], row[p * width : min((p + 1) * width, row.size)])
 
 
 @compiled()
 def _collect(dw_ih, dw_hh, db, dxs, ds, xs, hs, w_ih, shift):
     "Adds the gradients by the weights from the rows of ds, sets dxs, by the inputs."
     wide = dw_ih.shape[0]
-    from_x, from_h = ds[:, shift:shift + wide], ds[:, :wide]
+    from_x, from_h = ds[:, shift : shift + wide], ds[:, :wide]
     for k in range(ds.shape[0]):
         _add(db, ds[k])
     _multiply(dw_ih[:, 0:], from_x.T, xs)
@@ -301,8 +339,31 @@ def _run_once_back(cell, d, dh, dc, grad, y, mask, first, c, sums, least):
 
 
 @compiled()
-def _run_back(cell, dx, dw_ih, dw_hh, db, dh, dc, grad, y, x, mask, first, c, w_ih, w_hh,
-              shift, sums, ds, xs, hs, dxs, reverse, least):
+def _run_back(
+    cell,
+    dx,
+    dw_ih,
+    dw_hh,
+    db,
+    dh,
+    dc,
+    grad,
+    y,
+    x,
+    mask,
+    first,
+    c,
+    w_ih,
+    w_hh,
+    shift,
+    sums,
+    ds,
+    xs,
+    hs,
+    dxs,
+    reverse,
+    least,
+):
     "All steps back: sets dx, adds to dw and db, dh and dc become those by the first state."
     (m, steps), n, wide = x.shape[:2], first.shape[1], dw_ih.shape[0]
     chunk = ds.shape[0] // m
@@ -313,7 +374,9 @@ def _run_back(cell, dx, dw_ih, dw_hh, db, dh, dc, grad, y, x, mask, first, c, w_
             t = _time(s, steps, reverse)
             for i in range(m):
                 d, k, own = ds[low + i], s * m + i, dh[i, :n]
-                before = y[i, _time(s - 1, steps, reverse)] if s > 0 else first[i]
+                before = (
+                    y[i, _time(s - 1, steps, reverse)] if s > 0 else first[i]
+                )
                 _into_panels(hs, low + i, before)
                 if not mask[i, t]:
                     xs[:, low + i] = 0
@@ -323,13 +386,22 @@ def _run_back(cell, dx, dw_ih, dw_hh, db, dh, dc, grad, y, x, mask, first, c, w_
                 _add(own, grad[i, t])
                 _without_least(own, least)
                 _without_least(dc[i], least)
-                past = sums[k - m, 4 * n:5 * n] if cell == _LSTM and s > 0 else c[i]
-                z = sums[k] if cell >= _LSTM else y[i, t]  # an RNN keeps no sums
+                past = (
+                    sums[k - m, 4 * n : 5 * n]
+                    if cell == _LSTM and s > 0
+                    else c[i]
+                )
+                z = (
+                    sums[k] if cell >= _LSTM else y[i, t]
+                )  # an RNN keeps no sums
                 _step_back(cell, d, own, dc[i], z, y[i, t], before, past)
-            _multiply(dh[:, 0:], ds[low:low + m, :wide], w_hh)
-        _collect(dw_ih, dw_hh, db, dxs, ds[:count * m], xs, hs, w_ih, shift)
+            _multiply(dh[:, 0:], ds[low : low + m, :wide], w_hh)
+        _collect(dw_ih, dw_hh, db, dxs, ds[: count * m], xs, hs, w_ih, shift)
         for k in range(count * m if dx.size else 0):
-            _copy(dx[k % m, _time(start + k // m, steps, reverse)], dxs[k, :dx.shape[2]])
+            _copy(
+                dx[k % m, _time(start + k // m, steps, reverse)],
+                dxs[k, : dx.shape[2]],
+            )
 
 # %% ../../nbs/kernels/recurrence.ipynb #7ecf1ea7
 def _ceil(n: int, size: int) -> int:
@@ -342,21 +414,22 @@ def weight_panels(w: np.ndarray) -> np.ndarray:
     (k, n), width = w.shape, PANEL * VECTOR_BYTES // w.itemsize
     shape = _ceil(n, width) // width, k, width
     memory = np.empty((prod(shape) * w.itemsize + 64,), np.dtype(np.uint8))
-    memory = memory[-memory.ctypes.data % 64:][:prod(shape) * w.itemsize]
+    memory = memory[-memory.ctypes.data % 64 :][: prod(shape) * w.itemsize]
     panels = memory.view(w.dtype).reshape(shape)
     for p, panel in enumerate(panels):
-        part = w[:, p * width:(p + 1) * width]
-        panel[:, :part.shape[1]] = part
-        panel[:, part.shape[1]:] = 0
+        part = w[:, p * width : (p + 1) * width]
+        panel[:, : part.shape[1]] = part
+        panel[:, part.shape[1] :] = 0
     return panels
 
 # %% ../../nbs/kernels/recurrence.ipynb #09316005
 class _Plan(NamedTuple):
     "What forward and backward of a layer share."
+
     cell: int
-    shift: int                   # where the sums from x begin in a row of sums
-    room: int                    # numbers in a row of sums
-    width: int                   # numbers in a row of a panel
+    shift: int  # where the sums from x begin in a row of sums
+    room: int  # numbers in a row of sums
+    width: int  # numbers in a row of a panel
     cuts: list[tuple[int, int]]  # examples from, to of each piece of work
 
     def rows(self, i: int, steps: int) -> int:
@@ -367,16 +440,30 @@ class _Plan(NamedTuple):
 
 def recurrence_plan(cell: str, x: np.ndarray, n: int) -> _Plan:
     (m, steps, inputs), width = x.shape, PANEL * VECTOR_BYTES // x.itemsize
-    number, blocks = {"tanh": (TANH, 1), "relu": (RELU, 1), "lstm": (_LSTM, 5),
-                      "gru": (_GRU, 4)}[cell]
-    tiles, work = _ceil(m, TILE_ROWS) // TILE_ROWS, m * steps * n * blocks * (inputs + n)
+    number, blocks = {
+        "tanh": (TANH, 1),
+        "relu": (RELU, 1),
+        "lstm": (_LSTM, 5),
+        "gru": (_GRU, 4),
+    }[cell]
+    tiles, work = (
+        _ceil(m, TILE_ROWS) // TILE_ROWS,
+        m * steps * n * blocks * (inputs + n),
+    )
     pieces = min(tiles, num_threads()) if work > 5e6 else 1
     cuts = [min(m, tiles * i // pieces * TILE_ROWS) for i in range(pieces + 1)]
-    return _Plan(number, n if cell == "gru" else 0, _ceil(blocks * n + width, width), width,
-                 [*zip(cuts, cuts[1:])])
+    return _Plan(
+        number,
+        n if cell == "gru" else 0,
+        _ceil(blocks * n + width, width),
+        width,
+        [*zip(cuts, cuts[1:])],
+    )
 
 # %% ../../nbs/kernels/recurrence.ipynb #336832ff
-def _permute_gates(cell: str, rows: np.ndarray, back: bool = False) -> np.ndarray:
+def _permute_gates(
+    cell: str, rows: np.ndarray, back: bool = False
+) -> np.ndarray:
     "The rows r, z, n of a GRU's weights as n, r, z, or back; others as they are."
     if cell != "gru":
         return rows
@@ -388,10 +475,23 @@ def _forward_once(x, state, weights, plan, settings):
     "As `recurrence_forward`, of one time step; `settings`: what the cache begins with."
     w_ih, w_hh, b_ih, b_hh = weights
     (m, _, inputs), n, lstm = x.shape, w_hh.shape[1], plan.cell == _LSTM
-    h, c = state[0].copy(), state[1].copy() if lstm else np.empty((m, 0), x.dtype)
+    h, c = (
+        state[0].copy(),
+        state[1].copy() if lstm else np.empty((m, 0), x.dtype),
+    )
     y, sums = np.empty((m, 1, n), x.dtype), np.empty((m, plan.room), x.dtype)
-    _run_once(plan.cell, y, np.dot(x.reshape(m, inputs), w_ih.T), np.dot(h, w_hh.T), b_ih, b_hh,
-              settings[3], h, c, sums)
+    _run_once(
+        plan.cell,
+        y,
+        np.dot(x.reshape(m, inputs), w_ih.T),
+        np.dot(h, w_hh.T),
+        b_ih,
+        b_hh,
+        settings[3],
+        h,
+        c,
+        sums,
+    )
     return y, (h, c) if lstm else (h,), (*settings, y, sums, plan)
 
 # %% ../../nbs/kernels/recurrence.ipynb #45beee54
@@ -400,41 +500,83 @@ def _backward_once(grad, grad_state, cache, weights, input_grad):
     cell, x, state, mask, _, y, sums, plan = cache
     (m, _, inputs), rows, lstm = x.shape, len(weights[0]), cell == "lstm"
     d, dh = np.empty((m, plan.room), x.dtype), grad_state[0].copy()
-    none, least = np.empty((m, 0), x.dtype), x.dtype.type(np.finfo(x.dtype).tiny * 2.0**26)
+    none, least = (
+        np.empty((m, 0), x.dtype),
+        x.dtype.type(np.finfo(x.dtype).tiny * 2.0**26),
+    )
     dc, c = (grad_state[1].copy(), state[1]) if lstm else (none, none)
-    _run_once_back(plan.cell, d, dh, dc, grad, y, mask, state[0], c, sums, least)
-    by_x, by_h = d[:, plan.shift:plan.shift + rows], _permute_gates(cell, d[:, :rows].T, True).T
-    x = np.where(mask, x[:, 0], x.dtype.type(0))  # what is masked may be no number
-    dw = [np.dot(by_x.T, x), np.dot(by_h.T, state[0]), by_x.sum(0), by_h.sum(0)]
+    _run_once_back(
+        plan.cell, d, dh, dc, grad, y, mask, state[0], c, sums, least
+    )
+    by_x, by_h = (
+        d[:, plan.shift : plan.shift + rows],
+        _permute_gates(cell, d[:, :rows].T, True).T,
+    )
+    x = np.where(
+        mask, x[:, 0], x.dtype.type(0)
+    )  # what is masked may be no number
+    dw = [
+        np.dot(by_x.T, x),
+        np.dot(by_h.T, state[0]),
+        by_x.sum(0),
+        by_h.sum(0),
+    ]
     dh += np.dot(by_h, weights[1])
     dx = np.dot(by_x, weights[0]).reshape(m, 1, inputs) if input_grad else None
     return dx, (dh, dc) if lstm else (dh,), dw
 
 # %% ../../nbs/kernels/recurrence.ipynb #f0def58b
-def recurrence_forward(cell, x, state, weights, mask=None, reverse=False, keep=True):
+def recurrence_forward(
+    cell, x, state, weights, mask=None, reverse=False, keep=True
+):
     "As `plain_forward`; what backward needs is None unless it is to be kept."
     w_ih, w_hh, b_ih, b_hh = weights
     (m, steps, inputs), n, dtype = x.shape, w_hh.shape[1], x.dtype
     plan = recurrence_plan(cell, x, n)
     mask = np.ones((m, steps), bool) if mask is None else mask
     if steps == 1 and len(plan.cuts) == 1:
-        return _forward_once(x, state, weights, plan, (cell, x, state, mask, reverse))
+        return _forward_once(
+            x, state, weights, plan, (cell, x, state, mask, reverse)
+        )
     a, b = weight_panels(w_ih.T), weight_panels(_permute_gates(cell, w_hh).T)
     bias = np.zeros(plan.room, dtype)
-    bias[plan.shift:plan.shift + len(b_ih)] = b_ih
-    bias[:len(b_hh)] += _permute_gates(cell, b_hh)
-    h, c = state[0].copy(), state[1].copy() if cell == "lstm" else np.empty((m, 0), dtype)
+    bias[plan.shift : plan.shift + len(b_ih)] = b_ih
+    bias[: len(b_hh)] += _permute_gates(cell, b_hh)
+    h, c = (
+        state[0].copy(),
+        state[1].copy() if cell == "lstm" else np.empty((m, 0), dtype),
+    )
     kept = m * steps if keep and cell in ("lstm", "gru") else 0
-    y, sums = np.empty((m, steps, n), dtype), np.empty((kept, plan.room), dtype)
+    y, sums = (
+        np.empty((m, steps, n), dtype),
+        np.empty((kept, plan.room), dtype),
+    )
 
     def work(i):
         low, high = plan.cuts[i]
         size = plan.rows(i, steps)
-        xs, zs = scratch_arrays(dtype, size * inputs, 0 if kept else size * plan.room)
-        zs = sums[low * steps:high * steps] if kept else zs.reshape(size, plan.room)
+        xs, zs = scratch_arrays(
+            dtype, size * inputs, 0 if kept else size * plan.room
+        )
+        zs = (
+            sums[low * steps : high * steps]
+            if kept
+            else zs.reshape(size, plan.room)
+        )
         part = [v[low:high] for v in (y, x, mask, h, c)]
-        _run(plan.cell, *part, a, b, bias, plan.shift, zs, kept > 0, xs.reshape(size, inputs),
-             reverse)
+        _run(
+            plan.cell,
+            *part,
+            a,
+            b,
+            bias,
+            plan.shift,
+            zs,
+            kept > 0,
+            xs.reshape(size, inputs),
+            reverse,
+        )
+
     in_threads(work, len(plan.cuts))
     cache = cell, x, state, mask, reverse, y, sums, plan
     return y, (h, c) if cell == "lstm" else (h,), cache
@@ -446,30 +588,68 @@ def recurrence_backward(grad, grad_state, cache, weights, input_grad=True):
     if x.shape[1] == 1 and len(plan.cuts) == 1:
         return _backward_once(grad, grad_state, cache, weights, input_grad)
     (m, steps, inputs), (rows, n), dtype = x.shape, weights[1].shape, x.dtype
-    pieces, wide_x, wide_h = len(plan.cuts), _ceil(inputs, plan.width), _ceil(n, plan.width)
+    pieces, wide_x, wide_h = (
+        len(plan.cuts),
+        _ceil(inputs, plan.width),
+        _ceil(n, plan.width),
+    )
     a = weight_panels(weights[0]) if input_grad else np.empty((0, 0, 0), dtype)
     b = weight_panels(_permute_gates(cell, weights[1]))
     dx = np.empty((m, steps, inputs * input_grad), dtype)
-    dw_ih, dw_hh = (np.zeros((pieces, rows, n), dtype) for n in (wide_x, wide_h))
+    dw_ih, dw_hh = (
+        np.zeros((pieces, rows, n), dtype) for n in (wide_x, wide_h)
+    )
     db, dh = np.zeros((pieces, plan.room), dtype), np.zeros((m, wide_h), dtype)
     dh[:, :n] = grad_state[0]
-    none, least = np.empty((m, 0), dtype), dtype.type(np.finfo(dtype).tiny * 2.0**26)
-    dc, c = (grad_state[1].copy(), state[1]) if cell == "lstm" else (none, none)
+    none, least = (
+        np.empty((m, 0), dtype),
+        dtype.type(np.finfo(dtype).tiny * 2.0**26),
+    )
+    dc, c = (
+        (grad_state[1].copy(), state[1]) if cell == "lstm" else (none, none)
+    )
 
     def work(i):
         low, high = plan.cuts[i]
         size = plan.rows(i, steps)
         rooms = plan.room, wide_x, wide_h, wide_x
-        ds, xs, hs, dxs = scratch_arrays(dtype, *(size * room for room in rooms))
+        ds, xs, hs, dxs = scratch_arrays(
+            dtype, *(size * room for room in rooms)
+        )
         xs[:], hs[:], ds[:] = 0, 0, 0
         part = [v[low:high] for v in (dh, dc, grad, y, x, mask, state[0], c)]
-        _run_back(plan.cell, dx[low:high], dw_ih[i], dw_hh[i], db[i], *part, a, b,
-                  plan.shift, sums[low * steps:high * steps], ds.reshape(size, -1),
-                  xs.reshape(-1, size, plan.width), hs.reshape(-1, size, plan.width),
-                  dxs.reshape(size, -1), reverse, least)
+        _run_back(
+            plan.cell,
+            dx[low:high],
+            dw_ih[i],
+            dw_hh[i],
+            db[i],
+            *part,
+            a,
+            b,
+            plan.shift,
+            sums[low * steps : high * steps],
+            ds.reshape(size, -1),
+            xs.reshape(-1, size, plan.width),
+            hs.reshape(-1, size, plan.width),
+            dxs.reshape(size, -1),
+            reverse,
+            least,
+        )
+
     in_threads(work, pieces)
     dw_ih, dw_hh, db = (sum(v[1:], v[0]) for v in (dw_ih, dw_hh, db))
-    dw = [dw_ih[:, :inputs], _permute_gates(cell, dw_hh[:, :n], True),
-          db[plan.shift:plan.shift + rows], _permute_gates(cell, db[:rows], True)]
-    grad_state = (dh[:, :n].copy(), dc) if cell == "lstm" else (dh[:, :n].copy(),)
-    return dx if input_grad else None, grad_state, [np.array(v, order="C") for v in dw]
+    dw = [
+        dw_ih[:, :inputs],
+        _permute_gates(cell, dw_hh[:, :n], True),
+        db[plan.shift : plan.shift + rows],
+        _permute_gates(cell, db[:rows], True),
+    ]
+    grad_state = (
+        (dh[:, :n].copy(), dc) if cell == "lstm" else (dh[:, :n].copy(),)
+    )
+    return (
+        dx if input_grad else None,
+        grad_state,
+        [np.array(v, order="C") for v in dw],
+    )

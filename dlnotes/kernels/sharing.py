@@ -26,7 +26,9 @@ __all__ = ['atomic_load', 'atomic_add', 'listener_pool', 'count_pieces', 'run_sh
 
 # %% ../../nbs/kernels/sharing.ipynb #e36ed413
 _I64 = ir.IntType(64)
-_PIECE = ir.FunctionType(_I64, [_I64, _I64, _I64])  # where the arguments are, start, stop
+_PIECE = ir.FunctionType(
+    _I64, [_I64, _I64, _I64]
+)  # where the arguments are, start, stop
 
 
 @intrinsic
@@ -39,49 +41,79 @@ def _task(_, kernel, arguments):
 
     def emit(context, builder, signature, values):
         room = cgutils.alloca_once_value(builder, values[1])
-        f = ir.Function(builder.module, _PIECE, builder.function.name + ".piece")
+        f = ir.Function(
+            builder.module, _PIECE, builder.function.name + ".piece"
+        )
         f.linkage = "internal"
         b = ir.IRBuilder(f.append_basic_block())
         kind = types.none(arguments, types.int64, types.int64)
         held = b.load(b.inttoptr(f.args[0], room.type))
         callee = context.compile_subroutine(b, piece, kind).fndesc
-        status, _ = context.call_internal_no_propagate(b, callee, kind, (held, *f.args[1:]))
+        status, _ = context.call_internal_no_propagate(
+            b, callee, kind, (held, *f.args[1:])
+        )
         b.ret(b.zext(status.is_error, _I64))
         pair = [builder.ptrtoint(f, _I64), builder.ptrtoint(room, _I64)]
         return context.make_tuple(builder, signature.return_type, pair)
+
     return types.UniTuple(types.int64, 2)(kernel, arguments), emit
 
 
 @intrinsic
 def _call(_, code, arguments, start, stop):
     "What the piece of work at that address answers."
+
     def emit(context, builder, signature, values):
-        return builder.call(builder.inttoptr(values[0], _PIECE.as_pointer()), values[1:])
+        return builder.call(
+            builder.inttoptr(values[0], _PIECE.as_pointer()), values[1:]
+        )
+
     return types.int64(*[types.int64] * 4), emit
 
 # %% ../../nbs/kernels/sharing.ipynb #b7112b85
-_TAKEN, _OPEN, _CODE, _ARGUMENTS, _N, _PIECES, _NEXT, _INSIDE, _WANTED, _FAILED = range(0, 160, 16)
+(
+    _TAKEN,
+    _OPEN,
+    _CODE,
+    _ARGUMENTS,
+    _N,
+    _PIECES,
+    _NEXT,
+    _INSIDE,
+    _WANTED,
+    _FAILED,
+) = range(0, 160, 16)
 
 
 def _atomic(instruction: Callable) -> Any:
     "An atomic instruction on word `i` after the address `words`."
+
     @intrinsic
     def on_word(_, words, i, value):
         def emit(context, builder, signature, values):
             start = builder.inttoptr(values[0], _I64.as_pointer())
-            return instruction(builder, builder.gep(start, [values[1]]), values[2])
+            return instruction(
+                builder, builder.gep(start, [values[1]]), values[2]
+            )
+
         return types.int64(*[types.int64] * 3), emit
+
     return on_word
 
 
 atomic_load = _atomic(lambda b, word, _: b.load_atomic(word, "seq_cst", 8))
-atomic_add = _atomic(lambda b, word, value: b.atomic_rmw("add", word, value, "seq_cst"))
-_swap = _atomic(lambda b, word, value: b.atomic_rmw("xchg", word, value, "seq_cst"))
+atomic_add = _atomic(
+    lambda b, word, value: b.atomic_rmw("add", word, value, "seq_cst")
+)
+_swap = _atomic(
+    lambda b, word, value: b.atomic_rmw("xchg", word, value, "seq_cst")
+)
 
 # %% ../../nbs/kernels/sharing.ipynb #8578cd14
 if hasattr(os, "sched_yield"):
     yield_thread = types.ExternalFunction("sched_yield", types.int32())
 else:
+
     @compiled()
     def yield_thread():
         "Windows has nothing of that name, and shares nothing."
@@ -90,7 +122,10 @@ else:
 @compiled()
 def _work(words):
     "Do pieces of what is open until none is left."
-    code, arguments = atomic_load(words, _CODE, 0), atomic_load(words, _ARGUMENTS, 0)
+    code, arguments = (
+        atomic_load(words, _CODE, 0),
+        atomic_load(words, _ARGUMENTS, 0),
+    )
     n, pieces = atomic_load(words, _N, 0), atomic_load(words, _PIECES, 0)
     i = atomic_add(words, _NEXT, 1)
     while i < pieces:
@@ -105,7 +140,9 @@ def _share(words, task, n, pieces, helpers):
     failed = 0
     if helpers < 1 or _swap(words, _TAKEN, 1):
         for i in range(pieces):
-            failed |= _call(task[0], task[1], n * i // pieces, n * (i + 1) // pieces)
+            failed |= _call(
+                task[0], task[1], n * i // pieces, n * (i + 1) // pieces
+            )
     else:
         _swap(words, _CODE, task[0])
         _swap(words, _ARGUMENTS, task[1])
@@ -131,7 +168,9 @@ def _listen(words, turns):
     idle = 0
     while idle < turns:
         if atomic_load(words, _OPEN, 0):
-            wanted = atomic_add(words, _INSIDE, 1) < atomic_load(words, _WANTED, 0)
+            wanted = atomic_add(words, _INSIDE, 1) < atomic_load(
+                words, _WANTED, 0
+            )
             if wanted and atomic_load(words, _OPEN, 0):
                 _work(words)
             atomic_add(words, _INSIDE, -1)
@@ -147,6 +186,7 @@ _TURNS, _LARGE = 400, 100_000
 
 class _Listeners:
     "Threads that listen for work, or sleep."
+
     def __init__(self) -> None:
         self.memory, self.size = np.zeros(160, np.int64), 0
         self.words, self.lock = self.memory.ctypes.data, threading.Lock()
@@ -163,7 +203,9 @@ class _Listeners:
     def grow(self, size: int) -> None:
         with self.lock:
             for _ in range(self.size, min(size, 256)):
-                threading.Thread(target=self.serve, name="dlnotes listener", daemon=True).start()
+                threading.Thread(
+                    target=self.serve, name="dlnotes listener", daemon=True
+                ).start()
                 self.size += 1
 
     def ring(self, n: int) -> None:
@@ -188,10 +230,19 @@ def _drive(words, n, pieces, helpers, *arguments):
 def _driver(kernel: Any) -> Any:
     "`_drive` for that kernel."
     plain = kernel.py_func
-    place = {name: getattr(plain.__code__, name) for name in ("co_filename", "co_firstlineno")}
-    f = FunctionType(_drive.__code__.replace(**place), {**globals(), "_kernel": kernel},
-                     plain.__name__ + "run_shared")
-    f.__qualname__, f.__module__ = plain.__qualname__ + "run_shared", plain.__module__
+    place = {
+        name: getattr(plain.__code__, name)
+        for name in ("co_filename", "co_firstlineno")
+    }
+    f = FunctionType(
+        _drive.__code__.replace(**place),
+        {**globals(), "_kernel": kernel},
+        plain.__name__ + "run_shared",
+    )
+    f.__qualname__, f.__module__ = (
+        plain.__qualname__ + "run_shared",
+        plain.__module__,
+    )
     return compiled()(f)
 
 
@@ -207,7 +258,9 @@ def run_shared(kernel: Any, n: int, size: int, *arguments: Any) -> None:
         for i in range(pieces):
             kernel(*arguments, n * i // pieces, n * (i + 1) // pieces)
         return
-    helpers = min(num_threads(), pieces) - 1 if hasattr(os, "sched_yield") else 0
+    helpers = (
+        min(num_threads(), pieces) - 1 if hasattr(os, "sched_yield") else 0
+    )
     if helpers > 0:
         if listener_pool.size < helpers:
             listener_pool.grow(helpers)

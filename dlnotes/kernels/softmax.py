@@ -11,8 +11,18 @@ import numpy as np
 
 from ..core.arguments import check_array
 from ..core.execution import compiled, parallel_for
-from .elementary import LANES, broadcast, fast_log, horizontal_sum
-from .elementary import load_vector, store_vector, to_float64, vector_dot
+from dlnotes.kernels.elementary import (
+    LANES,
+    broadcast,
+    fast_log,
+    horizontal_sum,
+)
+from dlnotes.kernels.elementary import (
+    load_vector,
+    store_vector,
+    to_float64,
+    vector_dot,
+)
 from .elementary import vector_exp, vector_sum
 
 # %% auto #0
@@ -41,7 +51,11 @@ def row_maxima(rows: np.ndarray) -> np.ndarray:
 @compiled(forceinline=True)
 def exp_row(row, largest, out):
     "exp(row - largest) into `out`; returns the sum."
-    total, minus, none = broadcast(row.dtype.type(0)), broadcast(largest), row.dtype.type(-np.inf)
+    total, minus, none = (
+        broadcast(row.dtype.type(0)),
+        broadcast(largest),
+        row.dtype.type(-np.inf),
+    )
     for j in range(0, row.size, LANES):
         e = vector_exp(load_vector(row, j, none) - minus)
         total = total + e
@@ -68,7 +82,12 @@ def log_softmax_kernel(x, top, y):
         row, out, largest = x[i], y[i], top[i]
         log_total = broadcast(fast_log(exp_row(row, largest, out)))
         for j in range(0, row.size, LANES):
-            store_vector(out, j, (load_vector(row, j, largest) - broadcast(largest)) - log_total)
+            store_vector(
+                out,
+                j,
+                (load_vector(row, j, largest) - broadcast(largest))
+                - log_total,
+            )
 
 # %% ../../nbs/kernels/softmax.ipynb #63539c40
 @compiled()
@@ -78,7 +97,11 @@ def softmax_grad_kernel(y, grad, out):
         p, g, o = y[i], grad[i], out[i]
         total = broadcast(vector_dot(g, p))
         for j in range(0, p.size, LANES):
-            store_vector(o, j, load_vector(p, j, zero) * (load_vector(g, j, zero) - total))
+            store_vector(
+                o,
+                j,
+                load_vector(p, j, zero) * (load_vector(g, j, zero) - total),
+            )
 
 
 @compiled()
@@ -92,8 +115,9 @@ def log_softmax_grad_kernel(y, grad, out):
             store_vector(o, j, load_vector(g, j, zero) - p * total)
 
 # %% ../../nbs/kernels/softmax.ipynb #6364cd68
-def apply_to_rows(kernel: Any, x: np.ndarray, dim: int,
-             grad: np.ndarray | None = None) -> np.ndarray:
+def apply_to_rows(
+    kernel: Any, x: np.ndarray, dim: int, grad: np.ndarray | None = None
+) -> np.ndarray:
     "What `kernel` makes of the rows of `x` along `dim`, and of their largest or `grad`."
     n = _length(x, dim)
     last = x.swapaxes(dim, -1)
@@ -106,6 +130,7 @@ def apply_to_rows(kernel: Any, x: np.ndarray, dim: int,
     def work(i, j):
         second = row_maxima(rows[i:j]) if grad is None else grad[i:j]
         kernel(rows[i:j], second, out[i:j])
+
     parallel_for(work, len(rows), rows.size)
     return np.ascontiguousarray(out.reshape(last.shape).swapaxes(dim, -1))
 
@@ -115,9 +140,13 @@ def _length(x: np.ndarray, dim: int) -> int:
     if not isinstance(dim, (int, np.integer)) or isinstance(dim, bool):
         raise TypeError(f"dim: expected an integer, got {dim!r}")
     if not -x.ndim <= dim < x.ndim:
-        raise ValueError(f"dim: expected an axis of x of shape {x.shape}, got {dim}")
+        raise ValueError(
+            f"dim: expected an axis of x of shape {x.shape}, got {dim}"
+        )
     if x.shape[dim] == 0:
-        raise ValueError(f"x: expected at least one entry along {dim}, got {x.shape}")
+        raise ValueError(
+            f"x: expected at least one entry along {dim}, got {x.shape}"
+        )
     return x.shape[dim]
 
 # %% ../../nbs/kernels/softmax.ipynb #53909353
@@ -130,12 +159,17 @@ def cross_entropy_kernel(z, top, target, scale, losses, grad):
             losses[i] = exp_row(z[i], top[i], grad[i])
         for i in range(start, end):
             counts = target[i] >= 0
-            g, share = grad[i], z.dtype.type(scale / losses[i] if counts else 0)
+            g, share = (
+                grad[i],
+                z.dtype.type(scale / losses[i] if counts else 0),
+            )
             for j in range(g.size):
                 g[j] *= share
             if counts:
                 g[target[i]] -= scale
-            losses[i] = np.log(losses[i]) + (top[i] - z[i, target[i]]) if counts else 0
+            losses[i] = (
+                np.log(losses[i]) + (top[i] - z[i, target[i]]) if counts else 0
+            )
 
 # %% ../../nbs/kernels/softmax.ipynb #a1288438
 @compiled()
@@ -147,9 +181,13 @@ def smooth_kernel(z, target, scale, share, losses, grad):
             row, g, of_target = z[i], grad[i], z[i, target[i]]
             total, minus = broadcast(0.0), to_float64(broadcast(of_target))
             for j in range(0, row.size, LANES):
-                total = total + (to_float64(load_vector(row, j, of_target)) - minus)
+                total = total + (
+                    to_float64(load_vector(row, j, of_target)) - minus
+                )
             for j in range(row.size):
                 g[j] -= each
             g[target[i]] += z.dtype.type(scale * share)
-            if losses[i] < np.inf:  # else the target's logit is -inf, and that settles it
+            if (
+                losses[i] < np.inf
+            ):  # else the target's logit is -inf, and that settles it
                 losses[i] -= share * horizontal_sum(total) / row.size

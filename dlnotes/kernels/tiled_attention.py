@@ -13,11 +13,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.arguments import FLOATS, check_array
-from ..core.execution import compiled, num_threads, parallel_for, scratch_arrays
+from dlnotes.core.execution import (
+    compiled,
+    num_threads,
+    parallel_for,
+    scratch_arrays,
+)
 from .elementary import fast_exp, fast_log
 from .microkernels import FUSED, PANEL, TILE_ROWS, VECTOR_BYTES
-from .microkernels import lanes_max, lanes_sum, matrix_product, row_dot
-from .microkernels import row_max, row_sum, rows_minus, rows_times
+from dlnotes.kernels.microkernels import (
+    lanes_max,
+    lanes_sum,
+    matrix_product,
+    row_dot,
+)
+from dlnotes.kernels.microkernels import (
+    row_max,
+    row_sum,
+    rows_minus,
+    rows_times,
+)
 from .microkernels import transpose_square, whole_vectors
 
 # %% auto #0
@@ -46,7 +61,7 @@ def _pack(panels, a, h, rows, scale):
         if few < width or n < width:
             panels[p] = 0
         for i in range(n):
-            to, row = panels[p, i], _vector(a, h, rows.start + i)[p * width:]
+            to, row = panels[p, i], _vector(a, h, rows.start + i)[p * width :]
             for c in range(few):
                 to[c] = row[c] * scale
 
@@ -65,7 +80,12 @@ def _transpose_panels(turned, panels, columns):
     "turned[p width + c, i] = panels[p, i, c], for that many columns in all."
     width = panels.shape[2]
     for p in range(panels.shape[0]):
-        _transpose(turned[p * width:], panels[p], width, min(width, columns - p * width))
+        _transpose(
+            turned[p * width :],
+            panels[p],
+            width,
+            min(width, columns - p * width),
+        )
 
 
 @compiled(fastmath=FUSED)
@@ -74,9 +94,13 @@ def _unpack(a, h, rows, turned, panels, factors):
     width, n = panels.shape[2], rows.stop - rows.start
     for p in range(panels.shape[0]):
         few = min(width, a.shape[3] - p * width)
-        _transpose(panels[p], turned[p * width:], few, n)
+        _transpose(panels[p], turned[p * width :], few, n)
         for i in range(n):
-            to, row, factor = _vector(a, h, rows.start + i)[p * width:], panels[p, i], factors[i]
+            to, row, factor = (
+                _vector(a, h, rows.start + i)[p * width :],
+                panels[p, i],
+                factors[i],
+            )
             for c in range(few):
                 to[c] = row[c] * factor
 
@@ -105,7 +129,7 @@ def _lay_mask(s, mask, j, i, is_causal):
                     s[r, c] = mask[j + r, i + c]
     if is_causal:
         for r in range(max(i + 1 - j, 0), s.shape[0]):
-            s[r, :j + r - i] = low
+            s[r, : j + r - i] = low
 
 
 @compiled()
@@ -113,7 +137,9 @@ def _scores(s, keys, qt, mask, j, i, is_causal):
     "s[r, c] = the score of key j + r and query i + c, whose vectors are the columns of qt."
     _lay_mask(s, mask, j, i, is_causal)
     for r in range(0, s.shape[0], TILE_ROWS):
-        matrix_product(s, keys, qt.reshape((1, qt.shape[0], qt.shape[1])), r, 0)
+        matrix_product(
+            s, keys, qt.reshape((1, qt.shape[0], qt.shape[1])), r, 0
+        )
 
 
 @compiled(fastmath=FUSED)
@@ -147,7 +173,11 @@ def _online(s, output, most, total, shift, factor):
 @compiled(fastmath=FUSED)
 def _finish(factor, lse, most, total):
     "1 / the sum, and the log-sum-exp; 0 and infinity where nothing was looked at."
-    zero, one, infinity = most.dtype.type(0), most.dtype.type(1), most.dtype.type(np.inf)
+    zero, one, infinity = (
+        most.dtype.type(0),
+        most.dtype.type(1),
+        most.dtype.type(np.inf),
+    )
     for i in range(lse.size):
         seen = total[i] != zero  # NaN is kept
         factor[i] = one / total[i] if seen else zero
@@ -155,29 +185,44 @@ def _finish(factor, lse, most, total):
 
 
 @compiled()
-def _attend(out, lse, query, key, value, mask, heads, is_causal, scale, blocks, rooms):
+def _attend(
+    out, lse, query, key, value, mask, heads, is_causal, scale, blocks, rooms
+):
     "The answers of blocks from, to, and the log-sum-exp of each query; rooms: scratch."
     s, panels, qt, output, lanes = rooms
-    width, queries, e, ev = s.shape[1], query.shape[1], query.shape[3], value.shape[3]
+    width, queries, e, ev = (
+        s.shape[1],
+        query.shape[1],
+        query.shape[3],
+        value.shape[3],
+    )
     panels = panels.reshape((-1, width, width))
     most, total, shift, factor = lanes[0], lanes[1], lanes[2], lanes[3]
     for block in range(blocks[0], blocks[1]):
         h, i = divmod(block, -(-queries // width))
-        k, v, rows = _head(key, h), _head(value, h), slice(i * width, min((i + 1) * width, queries))
+        k, v, rows = (
+            _head(key, h),
+            _head(value, h),
+            slice(i * width, min((i + 1) * width, queries)),
+        )
         m = mask[h // heads % mask.shape[0], h % heads % mask.shape[1]]
-        keys = _reach(m, min(rows.stop, k.shape[0]) if is_causal else k.shape[0])
-        _pack(panels[:-(-e // width)], query, h, rows, scale)
-        _transpose_panels(qt, panels[:-(-e // width)], e)
+        keys = _reach(
+            m, min(rows.stop, k.shape[0]) if is_causal else k.shape[0]
+        )
+        _pack(panels[: -(-e // width)], query, h, rows, scale)
+        _transpose_panels(qt, panels[: -(-e // width)], e)
         output[:], total[:], most[:] = 0, 0, -np.inf
         for j in range(0, keys, _KEYS):
             part = slice(j, min(j + _KEYS, keys))
-            z = s[:part.stop - j]
+            z = s[: part.stop - j]
             _scores(z, k[part], qt[:e], m, j, rows.start, is_causal)
             _online(z, output, most, total, shift, factor)
             for c in range(0, ev, TILE_ROWS):
-                matrix_product(output, v[part].T, s.reshape((1, _KEYS, width)), c, 0)
+                matrix_product(
+                    output, v[part].T, s.reshape((1, _KEYS, width)), c, 0
+                )
         _finish(factor, lse[h, rows], most, total)
-        _unpack(out, h, rows, output, panels[:-(-ev // width)], factor)
+        _unpack(out, h, rows, output, panels[: -(-ev // width)], factor)
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #6b11dc3c
 @compiled()
@@ -218,11 +263,18 @@ def _add_key_grads(dk, dv, p, dz, queries, grads):
 
 
 @compiled()
-def _attend_backward(dq, dk, dv, grad, cache, mask, heads, is_causal, scale, items, rooms):
+def _attend_backward(
+    dq, dk, dv, grad, cache, mask, heads, is_causal, scale, items, rooms
+):
     "Gradients of items from, to: shares of the queries of a head, each with its own dk, dv."
     out, lse, query, key, value = cache
     s, dz, qs, gs, qt, gt, dqt, dks, dvs, lanes = rooms
-    width, queries, e, ev = s.shape[1], query.shape[1], query.shape[3], value.shape[3]
+    width, queries, e, ev = (
+        s.shape[1],
+        query.shape[1],
+        query.shape[3],
+        value.shape[3],
+    )
     qs, gs = qs.reshape((-1, width, width)), gs.reshape((-1, width, width))
     dks, dvs = dks.reshape((-1, qt.shape[0])), dvs.reshape((-1, gt.shape[0]))
     one = s.dtype.type(1)
@@ -231,9 +283,13 @@ def _attend_backward(dq, dk, dv, grad, cache, mask, heads, is_causal, scale, ite
         k, v, n = _head(key, h), _head(value, h), -(-queries // width)
         m = mask[h // heads % mask.shape[0], h % heads % mask.shape[1]]
         dks[:], dvs[:] = 0, 0
-        for i in range(share * n // dk.shape[0], (share + 1) * n // dk.shape[0]):
+        for i in range(
+            share * n // dk.shape[0], (share + 1) * n // dk.shape[0]
+        ):
             rows = slice(i * width, min((i + 1) * width, queries))
-            keys = _reach(m, min(rows.stop, k.shape[0]) if is_causal else k.shape[0])
+            keys = _reach(
+                m, min(rows.stop, k.shape[0]) if is_causal else k.shape[0]
+            )
             _pack(qs, query, h, rows, scale)
             _transpose_panels(qt, qs, e)
             _pack(gs, grad, h, rows, one)
@@ -242,18 +298,24 @@ def _attend_backward(dq, dk, dv, grad, cache, mask, heads, is_causal, scale, ite
             dqt[:] = 0
             for j in range(0, keys, _KEYS):
                 part = slice(j, min(j + _KEYS, keys))
-                p, dp = s[:part.stop - j], dz[:part.stop - j]
+                p, dp = s[: part.stop - j], dz[: part.stop - j]
                 _scores(p, k[part], qt[:e], m, j, rows.start, is_causal)
                 rows_minus(lanes[0], p)
                 _exps(p.reshape(-1))
                 dp[:] = 0
                 for r in range(0, dp.shape[0], TILE_ROWS):
-                    matrix_product(dp, v[part], gt[:ev].reshape((1, ev, width)), r, 0)
+                    matrix_product(
+                        dp, v[part], gt[:ev].reshape((1, ev, width)), r, 0
+                    )
                 _scores_grad(dp, p, lanes[1])
                 few = rows.stop - rows.start
-                _add_key_grads(dks[part], dvs[part], p[:, :few], dp[:, :few], qs, gs)
+                _add_key_grads(
+                    dks[part], dvs[part], p[:, :few], dp[:, :few], qs, gs
+                )
                 for c in range(0, e, TILE_ROWS):
-                    matrix_product(dqt, k[part].T, dz.reshape((1, _KEYS, width)), c, 0)
+                    matrix_product(
+                        dqt, k[part].T, dz.reshape((1, _KEYS, width)), c, 0
+                    )
             lanes[0] = scale
             _unpack(dq, h, rows, dqt, qs, lanes[0])
         _copy(dk[share], h, dks)
@@ -278,7 +340,7 @@ def _mask_rows(rows, mask, is_causal, scale):
         for s in range(row.size):
             row[s] = row[s] + more[s] if more[s] > low else low
     for t in range(rows.shape[0] if is_causal else 0):
-        rows[t, t + 1:] = low
+        rows[t, t + 1 :] = low
 
 
 @compiled(fastmath=FUSED)
@@ -288,7 +350,12 @@ def _softmax_table(z, mask, is_causal, scale):
     for i in range(z.shape[0]):
         for h in range(z.shape[1]):
             rows = z[i, h]
-            _mask_rows(rows, mask[i % mask.shape[0], h % mask.shape[1]], is_causal, scale)
+            _mask_rows(
+                rows,
+                mask[i % mask.shape[0], h % mask.shape[1]],
+                is_causal,
+                scale,
+            )
             for t in range(rows.shape[0]):
                 row = rows[t]
                 top = row_max(row)
@@ -318,24 +385,37 @@ def _softmax_table_grad(p, d, scale):
 # %% ../../nbs/kernels/tiled_attention.ipynb #e04ddf45
 class _Table(NamedTuple):
     "What backward needs where the weights are kept; arrays (N, H, T or S, features)."
+
     query: np.ndarray
     key: np.ndarray
     value: np.ndarray
     scale: Any
-    weights: np.ndarray         # (N, H, T, S)
-    used: np.ndarray            # what is left of them after dropout
+    weights: np.ndarray  # (N, H, T, S)
+    used: np.ndarray  # what is left of them after dropout
     factors: np.ndarray | None  # by what dropout multiplies them
-    like: tuple                 # the arrays as they were given
+    like: tuple  # the arrays as they were given
 
 
-def _weigh(p: np.ndarray, query: np.ndarray, key: np.ndarray, mask: np.ndarray,
-           is_causal: bool, scale: Any, i: int, j: int) -> None:
+def _weigh(
+    p: np.ndarray,
+    query: np.ndarray,
+    key: np.ndarray,
+    mask: np.ndarray,
+    is_causal: bool,
+    scale: Any,
+    i: int,
+    j: int,
+) -> None:
     "Sets p[i:j] to the weights of keys for queries, with a mask of `mask_with_four_axes`."
     np.matmul(query[i:j], key[i:j].swapaxes(-1, -2), out=p[i:j])
-    _softmax_table(p[i:j], mask[i:j] if len(mask) > 1 else mask, is_causal, scale)
+    _softmax_table(
+        p[i:j], mask[i:j] if len(mask) > 1 else mask, is_causal, scale
+    )
 
 
-def attention_weights(query: np.ndarray, key: np.ndarray, *options: Any) -> np.ndarray:
+def attention_weights(
+    query: np.ndarray, key: np.ndarray, *options: Any
+) -> np.ndarray:
     "Weights (N, H, T, S); `options`: as `_weigh` takes them."
     p = np.empty((*query.shape[:3], key.shape[2]), query.dtype)
     parallel_for(partial(_weigh, p, query, key, *options), len(p), p.size * 8)
@@ -350,12 +430,22 @@ def _beside(a: np.ndarray, features: int) -> np.ndarray:
     return np.empty((n, steps, heads, features), a.dtype).transpose(0, 2, 1, 3)
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #e42093cc
-def table_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray,
-              is_causal: bool, scale: Any, dropout: Callable | None = None,
-              like: tuple = ()) -> tuple[np.ndarray, _Table]:
+def table_attention(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    mask: np.ndarray,
+    is_causal: bool,
+    scale: Any,
+    dropout: Callable | None = None,
+    like: tuple = (),
+) -> tuple[np.ndarray, _Table]:
     "As `attention_forward`, of arrays of four axes; `dropout` gives weights and their factors."
     p, factors = np.empty((*query.shape[:3], key.shape[2]), query.dtype), None
-    options, y = (query, key, mask, is_causal, scale), _beside(query, value.shape[3])
+    options, y = (
+        (query, key, mask, is_causal, scale),
+        _beside(query, value.shape[3]),
+    )
 
     def work(i, j):
         if dropout is None:
@@ -367,13 +457,18 @@ def table_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask:
         parallel_for(partial(_weigh, p, *options), len(p), p.size * 8)
         used, factors = dropout(p)
     parallel_for(work, len(p), p.size * 8)
-    return y, _Table(query, key, value, scale, p, used, factors, like or (query, key, value))
+    return y, _Table(
+        query, key, value, scale, p, used, factors, like or (query, key, value)
+    )
 
 
 def _table_backward(grad: np.ndarray, cache: _Table) -> tuple[np.ndarray, ...]:
     "Gradients by query, key and value."
     q, k, v, scale, p, used, factors, like = cache
-    dz, grad = np.empty(p.shape, p.dtype), grad.reshape(*q.shape[:3], v.shape[3])
+    dz, grad = (
+        np.empty(p.shape, p.dtype),
+        grad.reshape(*q.shape[:3], v.shape[3]),
+    )
     dq, dk, dv = (_beside(a, a.shape[3]) for a in (q, k, v))
 
     def work(i, j):
@@ -385,19 +480,23 @@ def _table_backward(grad: np.ndarray, cache: _Table) -> tuple[np.ndarray, ...]:
         np.matmul(d, k[i:j], out=dq[i:j])
         np.matmul(d.swapaxes(-1, -2), q[i:j], out=dk[i:j])
         np.matmul(used[i:j].swapaxes(-1, -2), grad[i:j], out=dv[i:j])
+
     parallel_for(work, len(p), p.size * 16)
     dq, dk, dv = (a.reshape(x.shape) for a, x in zip((dq, dk, dv), like))
     return dq, dk, dv
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #cb3837ea
-def mask_with_four_axes(mask: np.ndarray | None, shape: tuple[int, ...],
-                        dtype: np.dtype) -> np.ndarray:
+def mask_with_four_axes(
+    mask: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
     "A mask for scores (..., L, S) as numbers to add (1 or N, 1 or H, 1 or L, S); S is 0 for None."
     if mask is None:
         return np.empty((1, 1, 1, 0), dtype)
     mask = mask.reshape((1,) * (len(shape) - mask.ndim) + mask.shape)
     if len(shape) < 4:
-        mask = mask.reshape(mask.shape[:-2] + (1,) * (4 - len(shape)) + mask.shape[-2:])
+        mask = mask.reshape(
+            mask.shape[:-2] + (1,) * (4 - len(shape)) + mask.shape[-2:]
+        )
     elif len(shape) > 4:
         mask = np.broadcast_to(mask, shape[:-2] + mask.shape[-2:])
         mask = mask.reshape(-1, *mask.shape[-3:])
@@ -423,7 +522,9 @@ def attention_memory(x: np.ndarray) -> np.ndarray:
     "(..., T, E) as contiguous (a, T, b, E), where its vectors lie if that can be."
     if x.ndim == 4 and not x.flags.c_contiguous:
         return np.ascontiguousarray(x.transpose(0, 2, 1, 3))
-    return np.ascontiguousarray(x).reshape(prod(x.shape[:-2]), x.shape[-2], 1, x.shape[-1])
+    return np.ascontiguousarray(x).reshape(
+        prod(x.shape[:-2]), x.shape[-2], 1, x.shape[-1]
+    )
 
 
 def _heads(a: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -436,8 +537,10 @@ def _heads(a: np.ndarray, like: np.ndarray) -> np.ndarray:
 def _rooms(dtype: np.dtype, *rows: int) -> tuple[np.ndarray, ...]:
     "Scratch arrays of that many rows, as wide as a panel."
     width = PANEL * VECTOR_BYTES // dtype.itemsize
-    return tuple(room.reshape(-1, width)
-                 for room in scratch_arrays(dtype, *[n * width for n in rows]))
+    return tuple(
+        room.reshape(-1, width)
+        for room in scratch_arrays(dtype, *[n * width for n in rows])
+    )
 
 
 def _wide(n: int, dtype: np.dtype) -> int:
@@ -445,45 +548,85 @@ def _wide(n: int, dtype: np.dtype) -> int:
     return n + -n % (PANEL * VECTOR_BYTES // dtype.itemsize)
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #1a0d7cb4
-def _fits_together(query: np.ndarray, key: np.ndarray, value: np.ndarray,
-                   mask: np.ndarray | None) -> tuple[int, ...]:
+def _fits_together(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    mask: np.ndarray | None,
+) -> tuple[int, ...]:
     "The shape (..., L, S) of the scores, or ValueError or TypeError."
     for name, a in (("query", query), ("key", key), ("value", value)):
         if a.dtype != query.dtype or a.dtype not in FLOATS:
-            raise TypeError(f"{name}: expected float32 or float64 as query has, got {a.dtype}")
-        if a.ndim != query.ndim or a.ndim < 2 or a.shape[:-2] != query.shape[:-2]:
-            raise ValueError(f"{name}: expected (..., T, E), the first axes those of query "
-                             f"{query.shape}, got {a.shape}")
+            raise TypeError(
+                f"{name}: expected float32 or float64 as query has, got {a.dtype}"
+            )
+        if (
+            a.ndim != query.ndim
+            or a.ndim < 2
+            or a.shape[:-2] != query.shape[:-2]
+        ):
+            raise ValueError(
+                f"{name}: expected (..., T, E), the first axes those of query "
+                f"{query.shape}, got {a.shape}"
+            )
     if not query.shape[-1]:
-        raise ValueError(f"query: expected one or more features, got shape {query.shape}")
+        raise ValueError(
+            f"query: expected one or more features, got shape {query.shape}"
+        )
     if key.shape[-1] != query.shape[-1]:
-        raise ValueError(f"key: expected as many features as query {query.shape} has, "
-                         f"got {key.shape}")
+        raise ValueError(
+            f"key: expected as many features as query {query.shape} has, "
+            f"got {key.shape}"
+        )
     if value.shape[-2] != key.shape[-2]:
-        raise ValueError(f"value: expected a row for each key {key.shape}, got {value.shape}")
+        raise ValueError(
+            f"value: expected a row for each key {key.shape}, got {value.shape}"
+        )
     shape = (*query.shape[:-1], key.shape[-2])
-    if mask is not None and (mask.ndim > len(shape) or any(
-            n not in (1, m) for n, m in zip(mask.shape[::-1], shape[::-1]))):
-        raise ValueError(f"attn_mask: expected a shape that broadcasts to {shape}, "
-                         f"got {mask.shape}")
+    if mask is not None and (
+        mask.ndim > len(shape)
+        or any(n not in (1, m) for n, m in zip(mask.shape[::-1], shape[::-1]))
+    ):
+        raise ValueError(
+            f"attn_mask: expected a shape that broadcasts to {shape}, "
+            f"got {mask.shape}"
+        )
     return shape
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #4ebe4bf2
-def _by_tiles(like: tuple, mask: np.ndarray, shape: tuple[int, ...],
-              settings: tuple) -> tuple[np.ndarray, Any]:
+def _by_tiles(
+    like: tuple, mask: np.ndarray, shape: tuple[int, ...], settings: tuple
+) -> tuple[np.ndarray, Any]:
     "As `attention_forward`, of arguments that were looked at."
     query, dtype = like[0], mask.dtype
     q, k, v = (attention_memory(a) for a in like)
-    out, e, ev = np.empty((*q.shape[:3], v.shape[3]), dtype), q.shape[3], v.shape[3]
+    out, e, ev = (
+        np.empty((*q.shape[:3], v.shape[3]), dtype),
+        q.shape[3],
+        v.shape[3],
+    )
     lse = np.empty((q.shape[0] * q.shape[2], q.shape[1]), dtype)
     if out.size and k.size:
         wide, width = _wide(e, dtype), _wide(1, dtype)
         rows = _KEYS, max(wide, _wide(ev, dtype)), wide, _wide(ev, dtype), 4
 
         def work(start, stop):
-            _attend(out, lse, q, k, v, mask, *settings, (start, stop), _rooms(dtype, *rows))
+            _attend(
+                out,
+                lse,
+                q,
+                k,
+                v,
+                mask,
+                *settings,
+                (start, stop),
+                _rooms(dtype, *rows),
+            )
+
         blocks = len(lse) * -(-shape[-2] // width)
-        parallel_for(work, blocks, blocks * (2000 + width * shape[-1] * (e + ev) // 40))
+        parallel_for(
+            work, blocks, blocks * (2000 + width * shape[-1] * (e + ev) // 40)
+        )
     else:
         out[:] = 0
     return _heads(out, query), (out, lse, (q, k, v), mask, settings, like)
@@ -492,20 +635,34 @@ def _by_tiles(like: tuple, mask: np.ndarray, shape: tuple[int, ...],
 _SMALL = 4096  # scores of a head for which a table is faster than tiles
 
 
-def attention_forward(query: np.ndarray, key: np.ndarray, value: np.ndarray,
-               attn_mask: np.ndarray | None = None, is_causal: bool = False,
-               scale: float | None = None) -> tuple[np.ndarray, Any]:
+def attention_forward(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    attn_mask: np.ndarray | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> tuple[np.ndarray, Any]:
     """For layers: the answers, and the cache that `attention_backward` needs.
 
     - Shapes and dtypes are looked at, numbers are not. (N, H, T, E) may be a view of contiguous
       (N, T, H, E), and then the answers and gradients are, too; nothing is copied.
     """
     shape, dtype = _fits_together(query, key, value, attn_mask), query.dtype
-    mask, heads = mask_with_four_axes(attn_mask, shape, dtype), shape[-3] if len(shape) > 3 else 1
-    settings = bool(is_causal), dtype.type(query.shape[-1] ** -0.5 if scale is None else scale)
+    mask, heads = (
+        mask_with_four_axes(attn_mask, shape, dtype),
+        shape[-3] if len(shape) > 3 else 1,
+    )
+    settings = (
+        bool(is_causal),
+        dtype.type(query.shape[-1] ** -0.5 if scale is None else scale),
+    )
     like = query, key, value
     if shape[-2] * shape[-1] <= _SMALL and value.size and query.size:
-        q, k, v = (a.reshape(-1, heads, *a.shape[-2:]) if a.ndim != 4 else a for a in like)
+        q, k, v = (
+            a.reshape(-1, heads, *a.shape[-2:]) if a.ndim != 4 else a
+            for a in like
+        )
         out, cache = table_attention(q, k, v, mask, *settings, like=like)
         return out.reshape(*query.shape[:-1], value.shape[-1]), cache
     return _by_tiles(like, _added(mask), shape, (heads, *settings))
@@ -527,14 +684,37 @@ def attention_backward(grad: np.ndarray, cache: Any) -> tuple[np.ndarray, ...]:
     shares = 1
     if size > 300_000 and len(lse) < 2 * num_threads():
         shares = min(blocks, -(-2 * num_threads() // len(lse)))
-    dq, dk, dv = (np.empty((n, *a.shape), dtype) for n, a in ((1, q), (shares, k), (shares, v)))
+    dq, dk, dv = (
+        np.empty((n, *a.shape), dtype)
+        for n, a in ((1, q), (shares, k), (shares, v))
+    )
     wide, wide_v = _wide(e, dtype), _wide(ev, dtype)
-    rows = (_KEYS, _KEYS, wide, wide_v, wide, wide_v, wide,
-            k.shape[1] * wide // width, k.shape[1] * wide_v // width, 2)
+    rows = (
+        _KEYS,
+        _KEYS,
+        wide,
+        wide_v,
+        wide,
+        wide_v,
+        wide,
+        k.shape[1] * wide // width,
+        k.shape[1] * wide_v // width,
+        2,
+    )
 
     def work(start, stop):
-        _attend_backward(dq[0], dk, dv, g, (out, lse, q, k, v), mask, *settings, (start, stop),
-                         _rooms(dtype, *rows))
+        _attend_backward(
+            dq[0],
+            dk,
+            dv,
+            g,
+            (out, lse, q, k, v),
+            mask,
+            *settings,
+            (start, stop),
+            _rooms(dtype, *rows),
+        )
+
     parallel_for(work, len(lse) * shares, size)
     grads = [a[0] if len(a) == 1 else a.sum(0) for a in (dq, dk, dv)]
     dq, dk, dv = (_heads(a, x) for a, x in zip(grads, like))
