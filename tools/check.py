@@ -20,6 +20,7 @@ from tools import REPO, claims, own_caches
 
 PYTEST = [sys.executable, "-m", "pytest"]
 NBDEV_TEST = ["nbdev_test", "--path", "nbs", "--do_print", "--n_workers", str(os.cpu_count() or 1)]
+PACKAGE = REPO / "dlnotes"
 FORMATTED = ["nbs", "tests", "tools", "bench", "experiments", "render", "setup.py"]
 # the numerics that take their turn in `numerics`
 DIFFERENT = ["no-avx512", "disturbed-1", "no-avx2", "disturbed-2", "haswell", "generic"]
@@ -32,9 +33,11 @@ def run(*command: str, **environment: str) -> None:
 
 
 def lint() -> None:
-    "ruff: the linter over everything, the formatter over all that nbdev does not write"
+    "ruff: the linter over everything, the formatter over all that nbdev does not write; docstrings"
     run("ruff", "check", ".")
     run("ruff", "format", "--check", *FORMATTED)
+    modules = [str(path) for path in PACKAGE.rglob("*.py") if path.parent.name != "kernels"]
+    run("numpydoc", "lint", *sorted(modules))
 
 
 def book() -> None:

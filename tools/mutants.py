@@ -50,11 +50,6 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("rnn: h = state[0] if isinstance(state, tuple) else state", "0 -> 1"): (
         "only the shape and dtype of `h` are used, and those of the cell state are the same"
     ),
-    ("sharing: return types.int64(*[types.int64] * 3), emit", "3 -> 6"): (
-        "Numba counts the arguments of the call, not those of an intrinsic's signature"
-    ),
-    ("sharing: if atomic_load(words, _OPEN, 0):", "0 -> 1"): IGNORED,
-    ("sharing: while atomic_load(words, _INSIDE, 0):", "0 -> 1"): IGNORED,
     ("mlp: np.dot(flat.T, x.reshape(-1, x.shape[-1])), flat.sum(axis=0))", "1 -> 2"): ANY,
     (
         "attention_scores: return np.dot(a.reshape(-1, a.shape[2]).T, b.reshape(-1, b.shape[2]))",

@@ -23,12 +23,30 @@ def as_float(
     shape: tuple[int | None, ...] | None = None,
     dtype: DTypeLike | None = None,
 ) -> np.ndarray:
-    """The argument `name` as a C-contiguous float array, or an error that names it.
+    """Return an argument as a C-contiguous float array, or raise an error that names it.
 
-    - `shape`: as expected, None standing for any length; None alone for any shape.
-    - `dtype`: of the result; by default float32 and float64 stay, the rest is float64.
-    - Raises TypeError where `a` is not made of real numbers, ValueError on a wrong
-      shape, and on NaN or infinity.
+    Parameters
+    ----------
+    a : array_like
+        Real, finite numbers.
+    name : str
+        What the error calls the argument.
+    shape : tuple, optional
+        The expected shape, None standing for any length; by default any shape.
+    dtype : dtype, optional
+        Of the result; by default float32 and float64 stay, the rest becomes float64.
+
+    Returns
+    -------
+    np.ndarray
+        The array itself where it fits, otherwise a copy.
+
+    Raises
+    ------
+    TypeError
+        If `a` is not made of real numbers.
+    ValueError
+        On a wrong shape, and on NaN or infinity.
     """
     if np.ma.is_masked(a):
         raise TypeError(f"{name}: expected no masked values")
@@ -70,10 +88,30 @@ def shape_fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
 def as_labels(
     y: ArrayLike, name: str, n: int | None, n_classes: int = 2
 ) -> np.ndarray:
-    """The argument `name` as (n,) int64 labels 0, ..., `n_classes` - 1; None: any n.
+    """Return an argument as class labels, or raise an error that names it.
 
-    - Raises TypeError where `y` is not made of real numbers, ValueError on a wrong shape
-      or a value that is not one of the labels.
+    Parameters
+    ----------
+    y : array_like, shape (n,)
+        Whole numbers from 0 to `n_classes` - 1, or True and False for two classes.
+    name : str
+        What the error calls the argument.
+    n : int or None
+        The expected length; None for any.
+    n_classes : int, default 2
+        Number of classes.
+
+    Returns
+    -------
+    np.ndarray
+        int64 of shape (n,).
+
+    Raises
+    ------
+    TypeError
+        If `y` is not made of real numbers.
+    ValueError
+        On a wrong shape, or a value that is not one of the labels.
     """
     y = as_float(y, name, (n,))
     wrong = (y != np.floor(y)) | (y < 0) | (y >= n_classes)
@@ -134,12 +172,12 @@ def check_real(
     return float(value)
 
 # %% ../../nbs/core/arguments.ipynb #3b6dc71f
-def check_count(value: Any, name: str, least: int = 1) -> int:
-    "The argument `name` as a whole number that is not under `least`."
+def check_count(value: Any, name: str, minimum: int = 1) -> int:
+    "The argument `name` as a whole number that is not under `minimum`."
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected {least} or more, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name}: expected {minimum} or more, got {value!r}")
     return int(value)
 
 # %% ../../nbs/core/arguments.ipynb #5797ffd0

@@ -22,25 +22,41 @@ __all__ = ['numerical_grad', 'check_gradients']
 def numerical_grad(
     f: Callable[[np.ndarray], float], x: ArrayLike, h: float = 6e-6
 ) -> np.ndarray:
-    r"""Gradient of the scalar function `f` at `x` by central differences.
+    r"""Return the gradient of a scalar function by central differences.
 
-    - `x`: any shape, taken as float64; `f` is called with arrays of that shape.
-    - `h`: the step, times $|x_i|$ where that is above 1.
-    - Returns float64 of the shape of `x`, with an error of about
-      $h^2 |f'''| / 6 + \varepsilon |f| / h$.
-    - Raises TypeError or ValueError where `x` is not finite real numbers, ValueError
-      unless `h` is above 0.
-    - Source: Press et al., *Numerical Recipes*, section 5.7.
+    Parameters
+    ----------
+    f : callable
+        Takes a float64 array of the shape of `x`, returns a number.
+    x : array_like
+        Where to take the gradient; any shape.
+    h : float, default 6e-6
+        The step, times $|x_i|$ where that is above 1.
+
+    Returns
+    -------
+    np.ndarray
+        float64 of the shape of `x`, with an error of about
+        $h^2 |f'''| / 6 + \varepsilon |f| / h$.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not made of real numbers.
+    ValueError
+        If `x` is not finite or `h` not above 0.
+
+    References
+    ----------
+    Press et al., *Numerical Recipes*, section 5.7.
     """
     at = as_float(x, "x", dtype=np.float64)
     if not h > 0:
         raise ValueError(f"h: expected a number above 0, got {h!r}")
     grad = np.empty_like(at)
     for i in np.ndindex(at.shape):
-        above, below = (
-            at.copy(),
-            at.copy(),
-        )  # `f` may write into what it is given
+        # copies, as `f` may write into what it is given
+        above, below = at.copy(), at.copy()
         above[i] += h * max(1.0, abs(float(at[i])))
         below[i] -= h * max(1.0, abs(float(at[i])))
         width = above[i] - below[i]
@@ -51,35 +67,50 @@ def numerical_grad(
 def check_gradients(
     model: Layer, loss: Loss, x: ArrayLike, y: ArrayLike, h: float = 6e-6
 ) -> float:
-    r"""Largest relative difference of a model's gradients from finite differences.
+    r"""Compare a model's gradients with finite differences.
 
-    - `x`, `y`: examples and targets, as for the model and the loss; `h`: the step.
-    - Compares the gradients by all parameters and by `x`, unless the model takes ids, in
-      float64 and on a copy of the model. Right ones come to about $10^{-8}$, wrong ones
-      mostly to above $10^{-3}$.
-    - Takes two losses for each number in `x` and the parameters: small models only. At a
-      kink, such as that of ReLU at 0, the differences mean nothing.
-    - Raises as the model does, and ValueError where its gradients lack names or shapes.
+    The gradients with respect to all parameters and to `x`, unless the model takes
+    ids, are compared in float64 and on a copy of the model. Two losses are computed
+    for each number in `x` and the parameters: for small models only. At a kink, such
+    as that of ReLU at 0, the differences mean nothing.
+
+    Parameters
+    ----------
+    model : Layer
+        The model, with a `backward` to be checked.
+    loss : Loss
+        The loss that ends it.
+    x : array_like
+        Inputs, as the model takes them.
+    y : array_like
+        Targets, as the loss takes them.
+    h : float, default 6e-6
+        The step of the differences.
+
+    Returns
+    -------
+    float
+        The largest difference relative to the largest entry of its gradient: about
+        $10^{-8}$ where the gradients are correct, mostly above $10^{-3}$ where not.
+
+    Raises
+    ------
+    ValueError
+        If gradients lack names or have other shapes; and what the model raises.
     """
     twin = _in_float64(model)
     x = (
         np.asarray(x)
         if model.takes_ids
-        else as_float(x, "x", dtype=np.float64)
+        else as_float(x, "x", None, np.float64)
     )
     output, cache = twin.forward(x)
     value, loss_cache = loss.forward(output, y)
     grad_x, grads = twin.backward(loss.backward(loss_cache), cache)
-    worst = (
-        0.0
-        if model.takes_ids
-        else _difference(
-            grad_x,
-            numerical_grad(lambda v: loss(twin(v), y), x, h),
-            value,
-            "x",
-        )
-    )
+    worst = 0.0
+    if not model.takes_ids:
+        measured = numerical_grad(lambda v: loss(twin(v), y), x, h)
+        worst = _difference(grad_x, measured, value, "x")
     if grads.keys() != twin.params.keys():
         raise ValueError(
             f"model: expected gradients {list(twin.params)}, got {list(grads)}"
@@ -113,12 +144,9 @@ def _difference(
     "How far a gradient is from that measured, relative to its largest entry."
     if np.shape(ours) != measured.shape:
         raise ValueError(
-            f"model: expected a gradient by {name} of shape {measured.shape}, "
+            f"model: expected a gradient with respect to {name} of shape {measured.shape}, "
             f"got {np.shape(ours)}"
         )
-    size = max(
-        abs(ours).max(initial=0),
-        abs(measured).max(initial=0),
-        1e-3 * abs(loss),
-    )
-    return float(abs(ours - measured).max(initial=0) / max(size, 1e-9))
+    largest = max(abs(ours).max(initial=0), abs(measured).max(initial=0))
+    scale = max(largest, 1e-3 * abs(loss), 1e-9)
+    return float(abs(ours - measured).max(initial=0) / scale)

@@ -36,7 +36,10 @@ _STYLE: dict[Any, Any] = {
 def book_style() -> None:
     """Draw in the book's style from here on, as vector graphics in a notebook.
 
-    - Raises ImportError where matplotlib is missing, and says what to install.
+    Raises
+    ------
+    ImportError
+        Where matplotlib is missing: says what to install.
     """
     try:
         import matplotlib as mpl
@@ -86,12 +89,20 @@ class extends HTMLElement {
 
 # %% ../../nbs/core/drawing.ipynb #bf84eec7
 class Stepper:
-    """Drawings to step through, shown as HTML where it is the value of a notebook cell.
+    """Figures to step through, shown as HTML where it is the value of a notebook cell.
 
-    - `frames`: matplotlib figures (drawn at once, as SVG) or strings of SVG.
-    - `captions`: what each frame shows: the line below it, and its text for those who
-      do not see it.
-    - Raises ValueError unless there are as many captions as frames, and at least one.
+    Parameters
+    ----------
+    frames : sequence
+        matplotlib figures (drawn at once, as SVG) or strings of SVG.
+    captions : sequence of str
+        What each frame shows: the line below it, and its text for those who do not
+        see it.
+
+    Raises
+    ------
+    ValueError
+        Unless there are as many captions as frames, and at least one.
     """
 
     def __init__(self, frames: Sequence[Any], captions: Sequence[str]):
@@ -123,9 +134,22 @@ def _image(svg: str, caption: str, hidden: str) -> str:
 
 # %% ../../nbs/core/drawing.ipynb #bfbaa803
 def figure_svg(fig: Any) -> str:
-    """The matplotlib figure `fig` as a string of SVG, without a date; closes the figure.
+    """Return a figure as SVG, without a date, and close it.
 
-    - Raises ImportError where matplotlib is missing.
+    Parameters
+    ----------
+    fig : matplotlib.figure.Figure
+        The figure.
+
+    Returns
+    -------
+    str
+        The SVG document.
+
+    Raises
+    ------
+    ImportError
+        Where matplotlib is missing.
     """
     import matplotlib.pyplot as plt
 
@@ -136,10 +160,24 @@ def figure_svg(fig: Any) -> str:
 
 # %% ../../nbs/core/drawing.ipynb #76f3bf26
 def speed_bars(path: str, names: Sequence[str]) -> Any:
-    """A figure with the times of some formulas as bars, from a benchmark's result file.
+    """Draw the times of some formulas as bars, from a benchmark's result file.
 
-    - `path`: a JSON file with `rows` of (name, size, ms); `names`: the rows to draw.
-    - Returns the figure. Raises ValueError on a name that is not in the file.
+    Parameters
+    ----------
+    path : str
+        A JSON file with `rows` of name, size and ms.
+    names : sequence of str
+        The rows to draw.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One group of bars for each name, on a logarithmic axis.
+
+    Raises
+    ------
+    ValueError
+        On a name that is not in the file.
     """
     import matplotlib.pyplot as plt
 

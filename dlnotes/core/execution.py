@@ -26,35 +26,42 @@ __all__ = ['compiled', 'available_threads', 'num_threads', 'set_num_threads', 'i
            'is_batch_last', 'to_batch_last', 'to_batch_first', 'apply_elementwise']
 
 # %% ../../nbs/core/execution.ipynb #dd939495
+_IMPORT = re.compile(r"^from (\.+)(\S+) import", re.MULTILINE)
+
+
 @cache
 def _modules(path: Path) -> frozenset[Path]:
-    "A module of the package and all that it imports, directly or through others."
+    "A module of the package and all that it imports, directly or indirectly."
     found = {path}
-    for dots, name in re.findall(
-        r"^from (\.+)(\S+) import", path.read_text("utf-8"), re.M
-    ):
-        found |= _modules(
-            (path.parents[len(dots) - 1] / name.replace(".", "/")).with_suffix(
-                ".py"
-            )
-        )
+    for dots, name in _IMPORT.findall(path.read_text("utf-8")):
+        folder = path.parents[len(dots) - 1]
+        found |= _modules(folder.joinpath(*name.split(".")).with_suffix(".py"))
     return frozenset(found)
 
 
 @cache
 def _hash(path: Path) -> str:
     "Of the sources from which the kernels of a module are compiled."
-    return sha256(
-        b"".join(p.read_bytes() for p in sorted(_modules(path)))
-    ).hexdigest()
+    sources = [module.read_bytes() for module in sorted(_modules(path))]
+    return sha256(b"".join(sources)).hexdigest()
 
-
+# %% ../../nbs/core/execution.ipynb #4293c495
 def compiled(**options: Any) -> Callable[[Any], Any]:
-    """Decorator: Numba's `njit` as the kernels of this package use it.
+    """Decorate a kernel: Numba's `njit` with the options of this package.
 
-    - `options`: more options of `njit`, such as `fastmath`.
-    - Kept on disk (`cache`) where that can be done, until its module changes or one that
-      this imports; releases the interpreter's lock (`nogil`); divides as NumPy does (`error_model`).
+    The interpreter's lock is released (`nogil`), division is NumPy's
+    (`error_model`), and the machine code is kept on disk, where that can be
+    written, until the kernel's module or one that this imports changes.
+
+    Parameters
+    ----------
+    **options
+        More options of `njit`, such as `fastmath`.
+
+    Returns
+    -------
+    callable
+        The decorator.
     """
 
     def decorate(f):
@@ -66,11 +73,9 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
         except RuntimeError:  # nowhere to write
             return kernel()(f)
         if f.__module__.startswith("dlnotes") and hasattr(function, "_cache"):
-            stored = function._cache._cache_file
-            stored._source_stamp = (
-                stored._source_stamp,
-                _hash(Path(f.__code__.co_filename)),
-            )
+            file = function._cache._cache_file
+            sources = _hash(Path(f.__code__.co_filename))
+            file._source_stamp = (file._source_stamp, sources)
         return function
 
     return decorate
@@ -95,16 +100,33 @@ _give_way = getattr(os, "sched_yield", lambda: None)
 
 # %% ../../nbs/core/execution.ipynb #18ca9ce5
 def num_threads() -> int:
-    "Threads among which large batches are shared, the caller's own counted."
+    """Return the number of threads over which large batches are distributed.
+
+    Returns
+    -------
+    int
+        The calling thread counted.
+    """
     return _threads
 
 # %% ../../nbs/core/execution.ipynb #017e3127
 def set_num_threads(n: int) -> None:
-    """Share large batches among `n` threads from now on; 1: never.
+    """Distribute large batches over `n` threads from now on.
 
-    - By default as many as there are processors for this process, or what the environment
-      variable `DLNOTES_NUM_THREADS` says when `dlnotes` is imported.
-    - Raises TypeError where `n` is not an integer, ValueError where it is below 1.
+    At first there are as many as this process may use processors, or what the
+    environment variable `DLNOTES_NUM_THREADS` says when `dlnotes` is imported.
+
+    Parameters
+    ----------
+    n : int
+        1 for no second thread.
+
+    Raises
+    ------
+    TypeError
+        If `n` is not an integer.
+    ValueError
+        If `n` is below 1.
     """
     global _threads
     if not isinstance(n, int) or isinstance(n, bool):
@@ -158,13 +180,28 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _pool.__init__())  # type: ignore[misc]
 
 # %% ../../nbs/core/execution.ipynb #be1b8f9d
+# looks at the last piece before going to sleep: waking takes longer
+_PATIENCE = 100
+
+
 def in_threads(work: Callable[[int], None], n: int) -> None:
     """Call `work(0)`, ..., `work(n - 1)`, each once, in several threads.
 
-    - `work`: must release the interpreter's lock for there to be a gain, and may be called
-      in any order, from any thread; pieces of 100 µs or more pay for the handing over.
-    - Returns when all calls have; raises what one of them raised.
-    - Safe from several threads at once, and from within `work`.
+    Safe from several threads at once, and from within `work`.
+
+    Parameters
+    ----------
+    work : callable
+        Takes the number of a piece. It may be called in any order and from any
+        thread, and has to release the interpreter's lock for there to be a gain;
+        pieces of 100 µs or more are worth handing over.
+    n : int
+        Number of pieces. The function returns when all are done.
+
+    Raises
+    ------
+    BaseException
+        What one of the calls raised.
     """
     n = index(n)
     helpers = min(_threads, n) - 1
@@ -178,9 +215,7 @@ def in_threads(work: Callable[[int], None], n: int) -> None:
     for _ in range(min(helpers, _pool.size)):
         _pool.jobs.put(job)
     job.run()
-    for _ in range(
-        100
-    ):  # the last piece is nearly done, and to be woken takes longer
+    for _ in range(_PATIENCE):
         if job.finished.is_set():
             break
         _give_way()
@@ -189,36 +224,72 @@ def in_threads(work: Callable[[int], None], n: int) -> None:
         raise job.error
 
 # %% ../../nbs/core/execution.ipynb #898284b7
-def parallel_for(work: Callable[[int, int], None], n: int, size: int) -> None:
-    "`work(start, stop)` on pieces of range(n), `size` numbers in all."
-    pieces = min(n, size // 150_000, 4 * num_threads())
-    if pieces < 2:
+# operations, some 50 µs: less than that is not worth handing over
+_PIECE = 150_000
+
+
+def parallel_for(work: Callable[[int, int], None], n: int, cost: int) -> None:
+    """Call `work(start, stop)` on pieces of range(n), in several threads if many.
+
+    Parameters
+    ----------
+    work : callable
+        Takes the first index of a piece and the one after its last.
+    n : int
+        Length of the range.
+    cost : int
+        All of the work in operations on one number, such as a multiplication:
+        decides into how many pieces it is split.
+    """
+    pieces = min(n, cost // _PIECE, 4 * _threads)
+    if pieces < 2 or _threads == 1:
         work(0, n)
-    else:
-        in_threads(
-            lambda i: work(n * i // pieces, n * (i + 1) // pieces), pieces
-        )
+        return
+    in_threads(lambda i: work(n * i // pieces, n * (i + 1) // pieces), pieces)
 
 # %% ../../nbs/core/execution.ipynb #c331f217
-_own = threading.local()
-_MOST = 1 << 28  # bytes that a thread keeps
+_KEPT = 1 << 26  # bytes that a thread keeps at most: 64 MiB
 
 
-def scratch_arrays(dtype: np.dtype, *lengths: int) -> list[np.ndarray]:
-    "Aligned arrays of these lengths and any values, this thread's until it asks again."
+class _Scratch(threading.local):
+    "A thread's memory, and the arrays that were cut from it."
+
+    def __init__(self) -> None:
+        self.memory = np.empty(0, np.uint8)
+        self.arrays: dict[Any, tuple[np.ndarray, ...]] = {}
+
+
+_scratch = _Scratch()
+
+# %% ../../nbs/core/execution.ipynb #86b82bab
+def scratch_arrays(dtype: np.dtype, *lengths: int) -> tuple[np.ndarray, ...]:
+    "Aligned arrays of any values, this thread's until it asks again."
+    request = dtype, lengths
+    if request not in _scratch.arrays:
+        return _cut_arrays(dtype, lengths)
+    return _scratch.arrays[request]
+
+
+def _cut_arrays(
+    dtype: np.dtype, lengths: tuple[int, ...]
+) -> tuple[np.ndarray, ...]:
+    "New arrays, from memory that is kept unless it is very large."
     sizes = [-(-n * dtype.itemsize // 64) * 64 for n in lengths]
-    if getattr(_own, "memory", np.empty(0)).size < sum(sizes):
+    memory, kept = _scratch.memory, sum(sizes) <= _KEPT
+    if memory.size < sum(sizes):
         memory = np.empty(sum(sizes) + 64, np.uint8)
         memory = memory[-memory.ctypes.data % 64 :]
-        if memory.size <= _MOST // 4:
-            _own.memory = memory
-    else:
-        memory = _own.memory
+        if kept:
+            _scratch.memory = memory
+            _scratch.arrays.clear()
     starts = accumulate(sizes, initial=0)
-    return [
+    arrays = tuple(
         memory[start : start + n * dtype.itemsize].view(dtype)
         for start, n in zip(starts, lengths)
-    ]
+    )
+    if kept and len(_scratch.arrays) < 100:
+        _scratch.arrays[dtype, lengths] = arrays
+    return arrays
 
 # %% ../../nbs/core/execution.ipynb #3cb34aef
 def is_batch_last(images: np.ndarray) -> bool:
@@ -240,6 +311,9 @@ def to_batch_first(images: np.ndarray) -> np.ndarray:
     return images.transpose(3, 0, 1, 2)
 
 # %% ../../nbs/core/execution.ipynb #25a57f7f
+_LARGE = 1_000_000  # numbers: fewer stay in the cache of one core
+
+
 def apply_elementwise(
     kernel: Any, x: np.ndarray, grad: np.ndarray | None = None
 ) -> np.ndarray:
@@ -251,10 +325,12 @@ def apply_elementwise(
         return to_batch_first(apply_elementwise(kernel, *batch_last))
     out = np.empty(x.shape, x.dtype)
     flat = [a.reshape(-1) for a in (x, grad, out) if a is not None]
-    if x.size < 1_000_000:
+    if x.size < _LARGE:
         kernel(*flat)
-    else:
-        parallel_for(
-            lambda i, j: kernel(*[a[i:j] for a in flat]), x.size, x.size
-        )
+        return out
+
+    def work(start: int, stop: int) -> None:
+        kernel(*[a[start:stop] for a in flat])
+
+    parallel_for(work, x.size, x.size)
     return out

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .arguments import as_float, check_count, check_float_dtype
-from .arguments import check_instance, check_reduction
+from .arguments import check_instance, check_reduction, check_rng
 
 # %% auto #0
 __all__ = ['Layer', 'uniform_parameters', 'Loss', 'Composite', 'Sequential', 'summary']
@@ -25,11 +25,17 @@ _L = TypeVar("_L", bound="Layer")
 class Layer:
     """A part of a network: `forward`, `backward` and named parameters.
 
-    - `params`: name -> array, empty where there is nothing to learn. Learning changes the
-      arrays in place.
-    - `training`: whether it is being trained; few layers care. `takes_ids`: whether `x` are
-      whole numbers that name things, and not amounts.
-    - To write one: set `params` in `__init__`, and write `forward` and `backward`.
+    To write one, set `params` in `__init__` and define `forward` and `backward`.
+
+    Attributes
+    ----------
+    params : dict of str to np.ndarray
+        The parameters by name, empty where there are none. Training changes the
+        arrays in place.
+    training : bool
+        Whether the layer is being trained: `train` and `eval` set it.
+    takes_ids : bool
+        Whether inputs are whole numbers that name things, such as tokens.
     """
 
     params: dict[str, np.ndarray]
@@ -40,18 +46,47 @@ class Layer:
         self.params = {}
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
-        """The answer to `x`, and the cache that `backward` needs.
+        """Compute the output.
 
-        - Shape and dtype are looked at, and raise ValueError or TypeError; numbers are not.
+        Parameters
+        ----------
+        x : np.ndarray
+            The input, of a shape that fits and of the parameters' dtype.
+
+        Returns
+        -------
+        output : np.ndarray
+            The output.
+        cache : object
+            What `backward` needs.
+
+        Raises
+        ------
+        ValueError, TypeError
+            On shapes and dtypes that do not fit; numbers are not looked at.
         """
         raise NotImplementedError
 
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        """From the gradient by the answer, those by `x` and by each of `params`.
+        """Compute the gradients with respect to the input and the parameters.
 
-        - `input_grad`: False where that by `x` is not wanted: it may then be None.
+        Parameters
+        ----------
+        grad : np.ndarray
+            The gradient with respect to the output, of its shape and dtype.
+        cache : object
+            What `forward` returned beside that output.
+        input_grad : bool, default True
+            False if the gradient with respect to the input is not needed.
+
+        Returns
+        -------
+        grad_x : np.ndarray or None
+            The gradient with respect to the input; may be None if not needed.
+        grads : dict of str to np.ndarray
+            The gradients with respect to the parameters, by name.
         """
         raise NotImplementedError
 
@@ -59,23 +94,55 @@ class Layer:
         return self.forward(*inputs, **options)[0]
 
     def train(self: _L, mode: bool = True) -> _L:
-        "Set `training`, here and in all parts; returns the layer itself."
+        """Set `training`, here and in all parts.
+
+        Parameters
+        ----------
+        mode : bool, default True
+            False for evaluation.
+
+        Returns
+        -------
+        Layer
+            The layer itself.
+        """
         self.training = mode
         return self
 
     def eval(self: _L) -> _L:
-        "The same as `train(False)`."
+        """Set `training` to False, here and in all parts.
+
+        Returns
+        -------
+        Layer
+            The layer itself.
+        """
         return self.train(False)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        "All arrays that make the layer what it is, by name: its own, no copies."
+        """Return all arrays that make the layer what it is.
+
+        Returns
+        -------
+        dict of str to np.ndarray
+            Parameters and buffers by name: the layer's own arrays, no copies.
+        """
         return dict(self.params)
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
-        """Copy the arrays of `state` into the layer's own, which keep their dtypes.
+        """Copy arrays into the layer's own, which keep their dtypes.
 
-        - Raises ValueError on names that are missing or unknown and on shapes that
-          differ, TypeError on what is not numbers; nothing has been changed then.
+        Parameters
+        ----------
+        state : mapping of str to array_like
+            One array for each name of `state_dict()`, of the same shape.
+
+        Raises
+        ------
+        ValueError
+            On names that are missing or unknown, and on shapes that differ.
+        TypeError
+            On what is not numbers. Nothing has been changed then.
         """
         own = self.state_dict()
         if odd := own.keys() ^ state.keys():
@@ -101,13 +168,8 @@ class Layer:
 def uniform_parameters(
     shapes: Mapping[str, tuple[int, ...]], n: int, rng: Any, dtype: DTypeLike
 ) -> dict[str, np.ndarray]:
-    r"First parameters, even in $\pm 1/\sqrt{n}$, drawn in the order of `shapes`."
-    try:
-        rng = np.random.default_rng(rng)
-    except (TypeError, ValueError) as e:
-        raise type(e)(
-            f"rng: expected a Generator, a seed or None, got {rng!r}"
-        ) from e
+    r"Initial parameters, drawn uniformly from $\pm 1/\sqrt{n}$ in order."
+    rng = check_rng(rng)
     check_float_dtype(dtype)
     width = 1 / np.sqrt(n)
     return {
@@ -117,9 +179,17 @@ def uniform_parameters(
 
 # %% ../../nbs/core/layers.ipynb #160a11d0
 class Loss:
-    """A loss function with its gradient: `forward` returns a float and a cache.
+    """A loss function with its gradient.
 
-    - `reduction`: "mean" or "sum" over the examples; ValueError on others.
+    Parameters
+    ----------
+    reduction : {"mean", "sum"}
+        Over the examples.
+
+    Raises
+    ------
+    ValueError
+        On another reduction.
     """
 
     def __init__(self, reduction: str = "mean"):
@@ -128,11 +198,37 @@ class Loss:
     def forward(
         self, output: np.ndarray, target: ArrayLike
     ) -> tuple[float, Any]:
-        "The loss of `output`, and the cache that `backward` needs."
+        """Compute the loss.
+
+        Parameters
+        ----------
+        output : np.ndarray
+            The network's output.
+        target : array_like
+            The targets, as `targets` checks them.
+
+        Returns
+        -------
+        loss : float
+            The mean or sum over the examples.
+        cache : object
+            What `backward` needs.
+        """
         raise NotImplementedError
 
     def backward(self, cache: Any) -> np.ndarray:
-        "The gradient with respect to the answer, of its shape and dtype."
+        """Compute the gradient with respect to the output.
+
+        Parameters
+        ----------
+        cache : object
+            What `forward` returned beside the loss.
+
+        Returns
+        -------
+        np.ndarray
+            Of the shape and dtype of the output.
+        """
         return cache
 
     def __call__(self, output: np.ndarray, target: ArrayLike) -> float:
@@ -145,25 +241,77 @@ class Loss:
         dtype: DTypeLike,
         name: str = "target",
     ) -> np.ndarray:
-        "The targets `y` of outputs of that shape and dtype, checked, as `forward` takes them."
+        """Check targets.
+
+        Parameters
+        ----------
+        y : array_like
+            The targets.
+        shape : tuple of int
+            The shape of the outputs.
+        dtype : dtype
+            The dtype of the outputs.
+        name : str, default "target"
+            What an error calls the targets.
+
+        Returns
+        -------
+        np.ndarray
+            The targets as `forward` takes them.
+        """
         return as_float(y, name, shape, dtype)
 
     def count(self, target: np.ndarray) -> int:
-        "The number of targets over which the mean is taken."
+        """Count the targets over which the mean is taken.
+
+        Parameters
+        ----------
+        target : np.ndarray
+            Targets that `targets` returned.
+
+        Returns
+        -------
+        int
+            Their number.
+        """
         return len(target)
 
     def accuracy(self, output: np.ndarray, target: np.ndarray) -> float | None:
-        "The fraction of correct answers; None where there are no classes."
+        """Compute the fraction of outputs that are correct.
+
+        Parameters
+        ----------
+        output : np.ndarray
+            The network's output.
+        target : np.ndarray
+            Targets that `targets` returned.
+
+        Returns
+        -------
+        float or None
+            None where there are no classes.
+        """
         return None
 
 # %% ../../nbs/core/layers.ipynb #c6d65a81
 class Composite(Layer):
-    """Layers with names that make one layer.
+    """Named layers that make one layer.
 
-    - `parts`: name -> layer; `params`: those of all, as "name.weight": the parts' own.
-    - To write one: call `super().__init__(name=layer, ...)`, and write `forward` and
-      `backward`, whose gradients `_join` puts together.
-    - Raises TypeError on what is not a `Layer`, ValueError where one comes twice.
+    To write one, call `super().__init__(name=layer, ...)` and define `forward` and
+    `backward`, whose gradients `_join` collects.
+
+    Parameters
+    ----------
+    **parts : Layer
+        The layers by name. `params` holds the parameters of all, as
+        "name.weight": the parts' own arrays.
+
+    Raises
+    ------
+    TypeError
+        On a part that is not a `Layer`.
+    ValueError
+        If a layer is given twice.
     """
 
     def __init__(self, **parts: Layer):
@@ -210,10 +358,22 @@ class Composite(Layer):
 
 # %% ../../nbs/core/layers.ipynb #5e96f501
 class Sequential(Composite):
-    """Layers one after the other; `model[i]` is one of them, `model[i:j]` some.
+    """Layers that run one after the other.
 
-    - `params`: those of all, as "0.weight", "2.bias"; the arrays are the layers' own.
-    - Raises TypeError on what is not a `Layer`, ValueError where one comes twice.
+    `model[i]` is one of them, `model[i:j]` a `Sequential` of some.
+
+    Parameters
+    ----------
+    *layers : Layer
+        The layers. `params` holds the parameters of all, as "0.weight",
+        "2.bias": the layers' own arrays.
+
+    Raises
+    ------
+    TypeError
+        On what is not a `Layer`.
+    ValueError
+        If a layer is given twice.
     """
 
     def __init__(self, *layers: Layer):
@@ -235,10 +395,8 @@ class Sequential(Composite):
     ) -> tuple[Any, dict[str, np.ndarray]]:
         grads = {}
         for i in range(len(self.layers) - 1, -1, -1):
-            wanted = input_grad or i > 0
-            grad, grads[str(i)] = self.layers[i].backward(
-                grad, cache[i], wanted
-            )
+            layer, needed = self.layers[i], input_grad or i > 0
+            grad, grads[str(i)] = layer.backward(grad, cache[i], needed)
         return grad, self._join(grads)
 
     def __len__(self) -> int:
@@ -248,11 +406,9 @@ class Sequential(Composite):
         return iter(self.layers)
 
     def __getitem__(self, i: int | slice) -> Any:
-        return (
-            Sequential(*self.layers[i])
-            if isinstance(i, slice)
-            else self.layers[i]
-        )
+        if isinstance(i, slice):
+            return Sequential(*self.layers[i])
+        return self.layers[i]
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self.layers))})"
@@ -292,13 +448,25 @@ class _Summary:
 
 # %% ../../nbs/core/layers.ipynb #c1419da3
 def summary(model: Layer, input_shape: Sequence[int]) -> _Summary:
-    """Layers, output shapes and numbers of parameters, printed as a table.
+    """List the layers with output shapes and numbers of parameters.
 
-    - `input_shape`: that of one example, without the batch, whose size is shown as m.
-    - The result has `rows` of (name, layer, output shape without the batch, parameters),
-      and `parameters`, the number of all.
-    - Raises TypeError where `model` is no `Layer`, and as the model does on shapes that do
-      not fit.
+    Parameters
+    ----------
+    model : Layer
+        The network.
+    input_shape : sequence of int
+        That of one example, without the batch, whose size is shown as m.
+
+    Returns
+    -------
+    object
+        Shown as a table; it has `rows` of name, layer, output shape without the
+        batch and number of parameters, and `parameters`, the number of all.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a `Layer`; and what the model raises.
     """
     check_instance(model, Layer, "model")
     model = copy.deepcopy(model).eval()  # looked at, not trained
@@ -316,9 +484,6 @@ def summary(model: Layer, input_shape: Sequence[int]) -> _Summary:
         rows.append((name, repr(layer), y.shape[1:], size))
         return y
 
-    walk(
-        model,
-        "",
-        np.zeros(shape, np.int64 if model.takes_ids else first.dtype),
-    )
+    dtype = np.dtype(np.int64) if model.takes_ids else first.dtype
+    walk(model, "", np.zeros(shape, dtype))
     return _Summary(rows)

@@ -6,364 +6,338 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.execution import compiled, is_batch_last, to_batch_first
-from ..core.execution import to_batch_last
+from ..core.execution import compiled, in_threads, is_batch_last
+from ..core.execution import parallel_for, to_batch_first, to_batch_last
 from .elementary import BLOCK, LANES, broadcast, horizontal_sum
 from .elementary import load_vector, store_vector, vector_sum
-from .sharing import count_pieces, run_shared
 
 # %% auto #0
-__all__ = ['tuned_batch_norm', 'tuned_batch_norm_backward', 'tuned_layer_norm', 'tuned_layer_norm_backward']
+__all__ = ['ROWS', 'SHORT', 'PIECE', 'ChannelTerms', 'tuned_batch_norm', 'tuned_batch_norm_backward', 'tuned_layer_norm',
+           'tuned_layer_norm_backward']
 
 # %% ../../nbs/kernels/normalization.ipynb #5a3f01d0
 @compiled()
 def _moments(x, c):
     "Mean and variance of channel `c` of `x` (m, channels, pixels)."
     n, first = x.shape[0] * x.shape[2], x[0, c, :BLOCK]
-    at = x.dtype.type(vector_sum(first) / first.size)
-    zero, center, total, squares, held = (
-        broadcast(x.dtype.type(0)),
-        broadcast(at),
-        0.0,
-        0.0,
-        0,
-    )
-    s = q = zero
+    center = x.dtype.type(vector_sum(first) / first.size)
+    centers, zeros = broadcast(center), broadcast(x.dtype.type(0))
+    total, squares, count = 0.0, 0.0, 0
+    s = q = zeros
     for i in range(x.shape[0]):
         row, j = x[i, c], 0
         while j < row.size:
             end = min(j + BLOCK, row.size)
-            held += end - j
+            count += end - j
             while j < end:
-                d = load_vector(row, j, at) - center
+                d = load_vector(row, j, center) - centers
                 s = s + d
                 q = q + d * d
                 j += LANES
-            if held >= BLOCK or i == x.shape[0] - 1:
+            if count >= BLOCK or i == x.shape[0] - 1:
                 total += np.float64(horizontal_sum(s))
                 squares += np.float64(horizontal_sum(q))
-                s = q = zero
-                held = 0
-    beside = total / n
-    return at + beside, max(squares / n - beside * beside, 0.0)
+                s = q = zeros
+                count = 0
+    shift = total / n
+    return center + shift, max(squares / n - shift * shift, 0.0)
 
-
+# %% ../../nbs/kernels/normalization.ipynb #7d9fd4b6
 @compiled()
-def _scaled(x, c, f):
-    "`f` times channel `c` of `x`, (m, 1, pixels)."
+def _scaled(x, c, factor):
+    "`factor` times channel `c` of `x`, (m, 1, pixels)."
     y = np.empty((x.shape[0], 1, x.shape[2]), x.dtype)
     for i in range(x.shape[0]):
         for j in range(x.shape[2]):
-            y[i, 0, j] = x[i, c, j] * f
+            y[i, 0, j] = x[i, c, j] * factor
     return y
 
 
 @compiled()
-def _power(a):
-    "The power of two that makes 1/2 to 1 of `a`; 1 where `a` is not a positive number."
+def _power_of_two(a):
+    "The one that makes 1/2 to 1 of `a`; 1 where `a` is not a positive number."
     if not 0 < a < np.inf:
         return 1.0
     return math.ldexp(1.0, -min(max(math.frexp(a)[1], -1000), 1000))
 
 
 @compiled()
-def _far_moments(x, c, eps):
-    "A power of two, channel `c` times that, its mean, variance and 1 / deviation."
+def _rescaled_moments(x, c, eps):
+    "A power of two, channel `c` times that, its mean, variance and 1 / std."
     largest = np.sqrt(eps)
     for i in range(x.shape[0]):
         for j in range(x.shape[2]):
             largest = max(largest, np.float64(abs(x[i, c, j])))
-    f = _power(largest)
-    y = _scaled(x, c, f)
-    mean, var = _moments(y, 0)
-    return f, y, mean, var, 1 / np.sqrt(var + eps * f * f)
+    factor = _power_of_two(largest)
+    scaled = _scaled(x, c, factor)
+    mean, var = _moments(scaled, 0)
+    rstd = 1 / np.sqrt(var + eps * factor * factor)
+    return factor, scaled, mean, var, rstd
 
-# %% ../../nbs/kernels/normalization.ipynb #01d6981c
+# %% ../../nbs/kernels/normalization.ipynb #c492a436
 @compiled()
-def _channel_answer(x, k, mean, root, weight, bias, y, c):
+def _normalize_channel(x, k, mean, rstd, weight, bias, y, c):
     "Channel `k` of `x`, normalized, into channel `c` of `y`."
-    real = x.dtype.type
-    at = real(mean)
-    shift = broadcast(real(bias + (at - mean) * root * weight))
-    center, scale = broadcast(at), broadcast(real(root * weight))
+    dtype = x.dtype.type
+    center = dtype(mean)
+    centers, scale = broadcast(center), broadcast(dtype(rstd * weight))
+    shift = broadcast(dtype(bias + (center - mean) * rstd * weight))
     for i in range(x.shape[0] - 1, -1, -1):
         row, out = x[i, k], y[i, c]
         for j in range(0, row.size, LANES):
-            store_vector(
-                out, j, (load_vector(row, j, at) - center) * scale + shift
-            )
+            d = load_vector(row, j, center) - centers
+            store_vector(out, j, d * scale + shift)
 
-
+# %% ../../nbs/kernels/normalization.ipynb #01cc004e
 @compiled()
-def _channel_norm(x, weight, bias, stats, eps, of_batch, y, first, last):
-    "Channels of `x` (m, channels, pixels); mean, variance, 1 / deviation in `stats`."
+def _channel_norm(x, weight, bias, stats, y, eps, of_batch, start, stop):
+    """Forward pass of the channels from `start` to `stop`.
+
+    x, y (m, channels, pixels); weight, bias (channels,); stats (3, channels)
+    float64: mean, variance, 1 / std.
+    """
     low = np.float64(np.finfo(x.dtype).tiny) ** 0.75
-    for c in range(first, last):
+    for c in range(start, stop):
         if of_batch:
             stats[0, c], stats[1, c] = _moments(x, c)
         stats[2, c] = 1 / np.sqrt(stats[1, c] + eps)
         if of_batch and not low < stats[1, c] + eps < 1 / low:
-            f, scaled, mean, var, root = _far_moments(x, c, eps)
-            stats[0, c], stats[1, c], stats[2, c] = (
-                mean / f,
-                var / f / f,
-                root * f,
-            )
-            _channel_answer(scaled, 0, mean, root, weight[c], bias[c], y, c)
+            f, scaled, mean, var, rstd = _rescaled_moments(x, c, eps)
+            stats[0, c], stats[1, c] = mean / f, var / f / f
+            stats[2, c] = rstd * f
+            _normalize_channel(scaled, 0, mean, rstd, weight[c], bias[c], y, c)
         else:
-            _channel_answer(
-                x, c, stats[0, c], stats[2, c], weight[c], bias[c], y, c
-            )
+            mean, rstd = stats[0, c], stats[2, c]
+            _normalize_channel(x, c, mean, rstd, weight[c], bias[c], y, c)
 
 # %% ../../nbs/kernels/normalization.ipynb #769f6edf
+class ChannelTerms(NamedTuple):
+    "The numbers of one channel in the gradient with respect to the input."
+
+    mean: float
+    rstd: float
+    scale: float  # rstd times the channel's weight
+    grad_mean: float  # mean of the output's gradient; 0 in evaluation
+    product_mean: float  # mean of its product with the normalized input
+
+# %% ../../nbs/kernels/normalization.ipynb #f2b24ea2
 @compiled()
-def _channel_sums(x, k, grad, c, mean, root):
-    "Sums of channel `c` of `grad`, and of its products with the normalized channel `k` of `x`."
-    real, total, products = x.dtype.type, 0.0, 0.0
-    at, zero = real(mean), real(0)
-    center, scale, none, held = (
-        broadcast(at),
-        broadcast(real(root)),
-        broadcast(zero),
-        0,
-    )
-    s = q = none
+def _channel_sums(x, k, grad, c, mean, rstd):
+    "Sums of channel `c` of `grad` and of its products with normalized `x`."
+    dtype = x.dtype.type
+    center, zero = dtype(mean), dtype(0)
+    centers, scale = broadcast(center), broadcast(dtype(rstd))
+    zeros = broadcast(zero)
+    total, products, count = 0.0, 0.0, 0
+    s = q = zeros
     for i in range(x.shape[0]):
         row, g, j = x[i, k], grad[i, c], 0
         while j < row.size:
             end = min(j + BLOCK, row.size)
-            held += end - j
+            count += end - j
             while j < end:
-                derivative = load_vector(g, j, zero)
-                s = s + derivative
-                q = q + derivative * (
-                    (load_vector(row, j, at) - center) * scale
-                )
+                gradient = load_vector(g, j, zero)
+                d = load_vector(row, j, center) - centers
+                s = s + gradient
+                q = q + gradient * (d * scale)
                 j += LANES
-            if held >= BLOCK or i == x.shape[0] - 1:
+            if count >= BLOCK or i == x.shape[0] - 1:
                 total += np.float64(horizontal_sum(s))
                 products += np.float64(horizontal_sum(q))
-                s = q = none
-                held = 0
-    return total, products + (at - mean) * root * total
+                s = q = zeros
+                count = 0
+    return total, products + (center - mean) * rstd * total
 
-
+# %% ../../nbs/kernels/normalization.ipynb #134b03b7
 @compiled()
-def _channel_slope(x, k, grad, c, mean, root, scale, level, derivative, dx):
-    "Channel `c` of `dx`, from channel `k` of `x`."
-    real = x.dtype.type
-    at, zero = real(mean), real(0)
-    flat = broadcast(real(level + derivative * root * (at - mean)))
-    center, times, step = (
-        broadcast(at),
-        broadcast(real(scale)),
-        broadcast(real(derivative * root)),
-    )
+def _channel_gradient(x, k, grad, c, terms, dx):
+    "Channel `c` of `dx`, from channel `k` of `x` and `ChannelTerms`."
+    dtype, mean, rstd = x.dtype.type, terms.mean, terms.rstd
+    center, zero = dtype(mean), dtype(0)
+    step = terms.product_mean * rstd
+    level = broadcast(dtype(terms.grad_mean + step * (center - mean)))
+    centers, steps = broadcast(center), broadcast(dtype(step))
+    scale = broadcast(dtype(terms.scale))
     for i in range(x.shape[0] - 1, -1, -1):
         row, g, out = x[i, k], grad[i, c], dx[i, c]
         for j in range(0, row.size, LANES):
-            beside = load_vector(row, j, at) - center
-            store_vector(
-                out,
-                j,
-                times * (load_vector(g, j, zero) - flat - step * beside),
-            )
+            d = load_vector(row, j, center) - centers
+            gradient = load_vector(g, j, zero) - level - steps * d
+            store_vector(out, j, scale * gradient)
 
-
+# %% ../../nbs/kernels/normalization.ipynb #14ba2d58
 @compiled()
 def _channel_norm_grad(
-    x, grad, weight, stats, of_batch, dx, sums, first, last
+    x, grad, weight, stats, dx, sums, of_batch, start, stop
 ):
-    "Backward of `_channel_norm`; in `sums` the gradients by bias and by weight."
-    share = 1 / (x.shape[0] * x.shape[2]) if of_batch else 0.0
+    """Backward pass of the channels from `start` to `stop`.
+
+    x, grad, dx (m, channels, pixels); weight (channels,); stats as forward;
+    sums (2, channels): the gradients of bias and weight.
+    """
+    per_number = 1 / (x.shape[0] * x.shape[2]) if of_batch else 0.0
     low = np.float64(np.finfo(x.dtype).tiny) ** 0.375
-    for c in range(first, last):
-        mean, root = stats[0, c], stats[2, c]
-        scale = root * weight[c]
-        if low < root < 1 / low:
-            total, products = _channel_sums(x, c, grad, c, mean, root)
-            _channel_slope(
-                x,
-                c,
-                grad,
-                c,
-                mean,
-                root,
-                scale,
-                total * share,
-                products * share,
-                dx,
-            )
-        else:
-            f = 1 / _power(root)
-            near = _scaled(x, c, f)
-            total, products = _channel_sums(
-                near, 0, grad, c, mean * f, root / f
-            )
-            _channel_slope(
-                near,
-                0,
-                grad,
-                c,
-                mean * f,
-                root / f,
-                scale,
-                total * share,
-                products * share,
-                dx,
-            )
+    for c in range(start, stop):
+        mean, rstd, k, source = stats[0, c], stats[2, c], c, x
+        scale = rstd * weight[c]
+        if not low < rstd < 1 / low:
+            factor = 1 / _power_of_two(rstd)
+            source, k = _scaled(x, c, factor), 0
+            mean, rstd = mean * factor, rstd / factor
+        total, products = _channel_sums(source, k, grad, c, mean, rstd)
+        terms = ChannelTerms(
+            mean, rstd, scale, total * per_number, products * per_number
+        )
+        _channel_gradient(source, k, grad, c, terms, dx)
         sums[0, c], sums[1, c] = total, products
 
 # %% ../../nbs/kernels/normalization.ipynb #f4a06295
+ROWS = 64  # rows whose sums are kept in the dtype of the array
+
+
 @compiled()
-def _row_sums(x, start, at, s, q):
-    "Sums over rows, from column `start`, of differences from `at` and of their squares."
+def _row_sums(x, start, centers, s, q):
+    "Sums over rows, from column `start`, of differences and their squares."
     s[:] = 0
     q[:] = 0
     for i in range(x.shape[0]):
-        row = x[i, start : start + at.size]
+        row = x[i, start : start + centers.size]
         for j in range(row.size):
-            d = row[j] - at[j]
+            d = row[j] - centers[j]
             s[j] += d
             q[j] += d * d
 
 
 @compiled()
-def _add_up(columns, pixels, channels):
-    "Add to each channel what stands in its columns."
+def _add_columns(columns, pixels, channels):
+    "Add to each channel the sums of its columns."
     for c in range(channels.size):
         for j in range(c * pixels, (c + 1) * pixels):
             channels[c] += columns[j]
 
-
+# %% ../../nbs/kernels/normalization.ipynb #fbe534c1
 @compiled()
-def _column_stats(x, pixels, start, mean, var, at, s, q):
+def _column_moments(x, pixels, start, mean, var, workspace):
     "Mean and variance of channels, each of which is `pixels` columns of `x`."
     m, totals = x.shape[0], np.zeros((3, mean.size))
-    at[:] = 0
-    _row_sums(x[:64], start, at, s, q)
-    _add_up(s, pixels, totals[2])
+    centers, s, q = workspace[0], workspace[1], workspace[2]
+    centers[:] = 0
+    _row_sums(x[:ROWS], start, centers, s, q)
+    _add_columns(s, pixels, totals[2])
     for c in range(mean.size):
-        at[c * pixels : (c + 1) * pixels] = totals[2, c] / (
-            min(m, 64) * pixels
-        )
-    for i in range(0, m, 64):
-        _row_sums(x[i : i + 64], start, at, s, q)
-        _add_up(s, pixels, totals[0])
-        _add_up(q, pixels, totals[1])
+        center = totals[2, c] / (min(m, ROWS) * pixels)
+        centers[c * pixels : (c + 1) * pixels] = center
+    for i in range(0, m, ROWS):
+        _row_sums(x[i : i + ROWS], start, centers, s, q)
+        _add_columns(s, pixels, totals[0])
+        _add_columns(q, pixels, totals[1])
     for c in range(mean.size):
-        beside = totals[0, c] / (m * pixels)
-        mean[c] = at[c * pixels] + beside
-        var[c] = max(totals[1, c] / (m * pixels) - beside * beside, 0.0)
+        shift = totals[0, c] / (m * pixels)
+        mean[c] = centers[c * pixels] + shift
+        var[c] = max(totals[1, c] / (m * pixels) - shift * shift, 0.0)
 
-
+# %% ../../nbs/kernels/normalization.ipynb #768199c5
 @compiled()
-def _column_norm(x, weight, bias, stats, eps, of_batch, y, first, last):
-    "As `_channel_norm`, row by row."
+def _column_norm(x, weight, bias, stats, y, eps, of_batch, start, stop):
+    "Forward pass of channels, as by `_channel_norm`, row by row."
     m, _, pixels = x.shape
     rows, outputs = x.reshape(m, -1), y.reshape(m, -1)
-    start, width = first * pixels, (last - first) * pixels
-    memory = np.empty((3, width), x.dtype)
-    at, scale, shift = memory[0], memory[1], memory[2]
+    left, right = start * pixels, stop * pixels
+    workspace = np.empty((3, right - left), x.dtype)
+    centers, scale, shift = workspace[0], workspace[1], workspace[2]
     if of_batch:
-        mean, var = stats[0, first:last], stats[1, first:last]
-        _column_stats(rows, pixels, start, mean, var, at, scale, shift)
-    for c in range(first, last):
+        mean, var = stats[0, start:stop], stats[1, start:stop]
+        _column_moments(rows, pixels, left, mean, var, workspace)
+    for c in range(start, stop):
         stats[2, c] = 1 / np.sqrt(stats[1, c] + eps)
         center, factor = x.dtype.type(stats[0, c]), stats[2, c] * weight[c]
-        for j in range(c * pixels - start, (c + 1) * pixels - start):
-            at[j], scale[j], shift[j] = (
-                center,
-                factor,
-                bias[c] + (center - stats[0, c]) * factor,
-            )
+        for j in range(c * pixels - left, (c + 1) * pixels - left):
+            centers[j], scale[j] = center, factor
+            shift[j] = bias[c] + (center - stats[0, c]) * factor
     for i in range(m):
-        row, out = (
-            rows[i, start : start + width],
-            outputs[i, start : start + width],
-        )
+        row, out = rows[i, left:right], outputs[i, left:right]
         for j in range(row.size):
-            out[j] = (row[j] - at[j]) * scale[j] + shift[j]
+            out[j] = (row[j] - centers[j]) * scale[j] + shift[j]
     low = np.float64(np.finfo(x.dtype).tiny) ** 0.75
-    for c in range(first, last):
+    for c in range(start, stop):
         if of_batch and not low < stats[1, c] + eps < 1 / low:
-            _channel_norm(x, weight, bias, stats, eps, of_batch, y, c, c + 1)
+            _channel_norm(x, weight, bias, stats, y, eps, of_batch, c, c + 1)
 
-
+# %% ../../nbs/kernels/normalization.ipynb #d928b5c1
 @compiled()
-def _row_products(x, grad, start, at, root, s, q):
+def _row_products(x, grad, start, centers, rstd, s, q):
     "Sums over rows of `grad`, and of its products with normalized columns."
     s[:] = 0
     q[:] = 0
+    stop = start + centers.size
     for i in range(x.shape[0]):
-        row, g = (
-            x[i, start : start + at.size],
-            grad[i, start : start + at.size],
-        )
+        row, g = x[i, start:stop], grad[i, start:stop]
         for j in range(row.size):
             s[j] += g[j]
-            q[j] += g[j] * ((row[j] - at[j]) * root[j])
+            q[j] += g[j] * ((row[j] - centers[j]) * rstd[j])
 
 
 @compiled()
-def _column_norm_grad(x, grad, weight, stats, of_batch, dx, sums, first, last):
-    "As `_channel_norm_grad`, row by row."
+def _column_grad_sums(x, grad, stats, sums, start, stop, workspace):
+    "Gradients of bias and weight of the channels, into `sums`; float64 too."
+    m, _, pixels = x.shape
+    rows, grads = x.reshape(m, -1), grad.reshape(m, -1)
+    left, totals = start * pixels, np.zeros((2, stop - start))
+    centers, rstd = workspace[0], workspace[1]
+    s, q = workspace[2], workspace[3]
+    for c in range(start, stop):
+        columns = slice(c * pixels - left, (c + 1) * pixels - left)
+        centers[columns], rstd[columns] = stats[0, c], stats[2, c]
+    for i in range(0, m, ROWS):
+        j = i + ROWS
+        _row_products(rows[i:j], grads[i:j], left, centers, rstd, s, q)
+        _add_columns(s, pixels, totals[0])
+        _add_columns(q, pixels, totals[1])
+    for c in range(start, stop):
+        shift = centers[c * pixels - left] - stats[0, c]
+        totals[1, c - start] += shift * stats[2, c] * totals[0, c - start]
+        sums[0, c], sums[1, c] = totals[0, c - start], totals[1, c - start]
+    return totals
+
+# %% ../../nbs/kernels/normalization.ipynb #ca33ef21
+@compiled()
+def _column_norm_grad(x, grad, weight, stats, dx, sums, of_batch, start, stop):
+    "Backward pass of channels, as by `_channel_norm_grad`, row by row."
     m, _, pixels = x.shape
     rows, grads, outputs = (
         x.reshape(m, -1),
         grad.reshape(m, -1),
         dx.reshape(m, -1),
     )
-    start, width = first * pixels, (last - first) * pixels
-    memory = np.empty((4, width), x.dtype)
-    at, scale, level, derivative = memory[0], memory[1], memory[2], memory[3]
-    totals, share = (
-        np.zeros((2, last - first)),
-        1 / (m * pixels) if of_batch else 0.0,
-    )
-    for c in range(first, last):
-        at[c * pixels - start : (c + 1) * pixels - start] = stats[0, c]
-        scale[c * pixels - start : (c + 1) * pixels - start] = stats[2, c]
-    for i in range(0, m, 64):
-        _row_products(
-            rows[i : i + 64],
-            grads[i : i + 64],
-            start,
-            at,
-            scale,
-            level,
-            derivative,
-        )
-        _add_up(level, pixels, totals[0])
-        _add_up(derivative, pixels, totals[1])
-    for c in range(first, last):
-        total, root = totals[0, c - first], stats[2, c]
-        beside = at[c * pixels - start] - stats[0, c]
-        products = totals[1, c - first] + beside * root * total
-        sums[0, c], sums[1, c] = total, products
-        for j in range(c * pixels - start, (c + 1) * pixels - start):
-            derivative[j] = products * share * root
-            level[j] = total * share + products * share * root * beside
-            scale[j] = root * weight[c]
+    left, right = start * pixels, stop * pixels
+    workspace = np.empty((4, right - left), x.dtype)
+    centers, scale = workspace[0], workspace[1]
+    level, steps = workspace[2], workspace[3]
+    totals = _column_grad_sums(x, grad, stats, sums, start, stop, workspace)
+    per_number = 1 / (m * pixels) if of_batch else 0.0
+    for c in range(start, stop):
+        rstd, shift = stats[2, c], centers[c * pixels - left] - stats[0, c]
+        grad_mean = totals[0, c - start] * per_number
+        product_mean = totals[1, c - start] * per_number
+        for j in range(c * pixels - left, (c + 1) * pixels - left):
+            steps[j] = product_mean * rstd
+            level[j] = grad_mean + product_mean * rstd * shift
+            scale[j] = rstd * weight[c]
     for i in range(m):
-        row, g = (
-            rows[i, start : start + width],
-            grads[i, start : start + width],
-        )
-        out = outputs[i, start : start + width]
+        row, g = rows[i, left:right], grads[i, left:right]
+        out = outputs[i, left:right]
         for j in range(row.size):
-            out[j] = scale[j] * (
-                g[j] - level[j] - derivative[j] * (row[j] - at[j])
-            )
+            d = row[j] - centers[j]
+            out[j] = scale[j] * (g[j] - level[j] - steps[j] * d)
     low = np.float64(np.finfo(x.dtype).tiny) ** 0.375
-    for c in range(first, last):
+    for c in range(start, stop):
         if not low < stats[2, c] < 1 / low:
             _channel_norm_grad(
-                x, grad, weight, stats, of_batch, dx, sums, c, c + 1
+                x, grad, weight, stats, dx, sums, of_batch, c, c + 1
             )
 
 # %% ../../nbs/kernels/normalization.ipynb #887f9c3f
@@ -374,17 +348,28 @@ def _planes(a: np.ndarray, batch_last: bool) -> np.ndarray:
     return np.ascontiguousarray(a).reshape(*a.shape[:2], -1)
 
 
-def _unplaned(
-    flat: np.ndarray, shape: tuple[int, ...], batch_last: bool
+def _restore(
+    planes: np.ndarray, shape: tuple[int, ...], batch_last: bool
 ) -> np.ndarray:
+    "The planes in the shape and layout that the images had."
     if batch_last:
-        return to_batch_first(flat.reshape(*shape[1:], shape[0]))
-    return flat.reshape(shape)
+        return to_batch_first(planes.reshape(*shape[1:], shape[0]))
+    return planes.reshape(shape)
 
 # %% ../../nbs/kernels/normalization.ipynb #18f02b29
-def _over_channels(kernels: Any, x: np.ndarray, *rest: Any) -> None:
-    "Share the first or, for few pixels, the second of `kernels` among threads, by channels."
-    run_shared(kernels[x.shape[2] < 16], x.shape[1], x.size, x, *rest)
+SHORT = 16  # pixels: below that, a vector would not be filled
+
+
+def _over_channels(
+    by_channel: Any, by_column: Any, x: np.ndarray, *arguments: Any
+) -> None:
+    "Run one of the kernels on all channels, in several threads if many."
+    kernel = by_column if x.shape[2] < SHORT else by_channel
+
+    def work(start: int, stop: int) -> None:
+        kernel(x, *arguments, start, stop)
+
+    parallel_for(work, x.shape[1], x.size)
 
 # %% ../../nbs/kernels/normalization.ipynb #3abfd3cf
 def tuned_batch_norm(
@@ -394,26 +379,18 @@ def tuned_batch_norm(
     eps: float,
     running: Any = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The answer, and mean, variance and 1 / deviation of each channel, float64 (3, channels).
+    """The output, and mean, variance and 1 / std, float64 (3, channels).
 
-    - `running`: mean and variance for evaluation, None for those of the batch.
+    `running`: mean and variance in evaluation, None for those of the batch.
     """
-    last, stats = is_batch_last(x), np.empty((3, x.shape[1]))
+    batch_last, stats = is_batch_last(x), np.empty((3, x.shape[1]))
     if running is not None:
         stats[:2] = running
-    planes = _planes(x, last)
+    planes = _planes(x, batch_last)
     y = np.empty(planes.shape, x.dtype)
-    _over_channels(
-        (_channel_norm, _column_norm),
-        planes,
-        weight,
-        bias,
-        stats,
-        eps,
-        running is None,
-        y,
-    )
-    return _unplaned(y, x.shape, last), stats
+    arguments = planes, weight, bias, stats, y, eps, running is None
+    _over_channels(_channel_norm, _column_norm, *arguments)
+    return _restore(y, x.shape, batch_last), stats
 
 # %% ../../nbs/kernels/normalization.ipynb #8bb3a77e
 def tuned_batch_norm_backward(
@@ -423,183 +400,158 @@ def tuned_batch_norm_backward(
     stats: np.ndarray,
     of_batch: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    "The gradient by `x`, and those by bias and weight, (2, channels)."
-    last, sums = is_batch_last(x), np.empty((2, x.shape[1]), x.dtype)
-    planes = _planes(x, last)
+    "Gradients of `x` and, as (2, channels), of bias and weight."
+    batch_last, sums = is_batch_last(x), np.empty((2, x.shape[1]), x.dtype)
+    planes, grads = _planes(x, batch_last), _planes(grad, batch_last)
     dx = np.empty(planes.shape, x.dtype)
-    _over_channels(
-        (_channel_norm_grad, _column_norm_grad),
-        planes,
-        _planes(grad, last),
-        weight,
-        stats,
-        of_batch,
-        dx,
-        sums,
-    )
-    return _unplaned(dx, x.shape, last), sums
+    arguments = planes, grads, weight, stats, dx, sums, of_batch
+    _over_channels(_channel_norm_grad, _column_norm_grad, *arguments)
+    return _restore(dx, x.shape, batch_last), sums
 
-# %% ../../nbs/kernels/normalization.ipynb #40588c7d
+# %% ../../nbs/kernels/normalization.ipynb #692cbd36
 @compiled(forceinline=True)
-def _row_moments(row, share):
-    "Mean and variance of a row; `share`: 1 / its length."
-    at = vector_sum(row) * row.dtype.type(share)
-    center = broadcast(at)
+def _row_moments(row, per_number):
+    "Mean and variance of a row; `per_number`: 1 / its length."
+    center = vector_sum(row) * row.dtype.type(per_number)
+    centers = broadcast(center)
     s = q = broadcast(row.dtype.type(0))
     for j in range(0, row.size, LANES):
-        d = load_vector(row, j, at) - center
+        d = load_vector(row, j, center) - centers
         s = s + d
         q = q + d * d
-    beside = np.float64(horizontal_sum(s)) * share
-    return at + beside, max(
-        np.float64(horizontal_sum(q)) * share - beside * beside, 0.0
-    )
+    shift = np.float64(horizontal_sum(s)) * per_number
+    square = np.float64(horizontal_sum(q)) * per_number
+    return center + shift, max(square - shift * shift, 0.0)
 
 
 @compiled(forceinline=True)
-def _row_answer(row, mean, root, weight, bias, out):
-    "A row, normalized."
-    real = row.dtype.type
-    at, zero = real(mean), real(0)
-    center, factor = broadcast(at), broadcast(real(root))
-    beside = broadcast(real((at - mean) * root))
+def _normalize_row(row, mean, rstd, weight, bias, out):
+    "A row, normalized, into `out`."
+    dtype = row.dtype.type
+    center, zero = dtype(mean), dtype(0)
+    centers, factor = broadcast(center), broadcast(dtype(rstd))
+    shift = broadcast(dtype((center - mean) * rstd))
     for j in range(0, row.size, LANES):
-        normed = (load_vector(row, j, at) - center) * factor + beside
-        store_vector(
-            out,
-            j,
-            normed * load_vector(weight, j, zero) + load_vector(bias, j, zero),
-        )
+        d = load_vector(row, j, center) - centers
+        w, b = load_vector(weight, j, zero), load_vector(bias, j, zero)
+        store_vector(out, j, (d * factor + shift) * w + b)
 
-
+# %% ../../nbs/kernels/normalization.ipynb #8c647efc
 @compiled()
-def _far_rows(x, weight, bias, stats, eps, y, first, last):
-    "Do those rows again that are too large or too small for sums of squares."
-    low, rows = (
-        np.float64(np.finfo(x.dtype).tiny) ** 0.375,
-        x.reshape(1, x.shape[0], x.shape[1]),
-    )
-    for i in range(first, last):
+def _rescaled_rows(x, weight, bias, stats, y, eps, start, stop):
+    "Do those rows again whose squares are out of range."
+    low = np.float64(np.finfo(x.dtype).tiny) ** 0.375
+    rows = x.reshape(1, x.shape[0], x.shape[1])
+    for i in range(start, stop):
         if not low < stats[1, i] < 1 / low:
-            f, scaled, mean, var, root = _far_moments(rows, i, eps)
-            stats[0, i], stats[1, i] = mean / f, root * f
-            _row_answer(scaled[0, 0], mean, root, weight, bias, y[i])
+            f, scaled, mean, var, rstd = _rescaled_moments(rows, i, eps)
+            stats[0, i], stats[1, i] = mean / f, rstd * f
+            _normalize_row(scaled[0, 0], mean, rstd, weight, bias, y[i])
 
 
 @compiled()
-def _row_norm(x, weight, bias, stats, eps, y, first, last):
-    "Rows of `x` (m, n); mean and 1 / deviation into `stats`."
-    share = 1 / x.shape[1]
-    for i in range(first, last):
+def _row_norm(x, weight, bias, stats, y, eps, start, stop):
+    "Rows of x, y (m, n); weight, bias (n,); stats (2, m): mean, 1 / std."
+    per_number = 1 / x.shape[1]
+    for i in range(start, stop):
         row = x[i]
-        mean, var = _row_moments(row, share)
+        mean, var = _row_moments(row, per_number)
         stats[0, i], stats[1, i] = mean, 1 / np.sqrt(var + eps)
-        _row_answer(row, mean, stats[1, i], weight, bias, y[i])
-    _far_rows(x, weight, bias, stats, eps, y, first, last)
+        _normalize_row(row, mean, stats[1, i], weight, bias, y[i])
+    _rescaled_rows(x, weight, bias, stats, y, eps, start, stop)
 
-# %% ../../nbs/kernels/normalization.ipynb #df11444b
+# %% ../../nbs/kernels/normalization.ipynb #637b4ae4
 @compiled(forceinline=True)
-def _row_slope(row, g, weight, mean, root, scale, by_bias, by_weight, out):
-    "The gradient by a row into `out`; those by bias and weight are added to theirs."
-    real = row.dtype.type
-    at, zero, share = real(mean), real(0), 1 / row.size
-    center, factor = broadcast(at), broadcast(real(root))
-    beside = broadcast(real((at - mean) * root))
+def _row_gradient(row, g, weight, mean, rstd, scale, sums, out):
+    "The gradient of a row into `out`; those of bias and weight are added."
+    dtype = row.dtype.type
+    center, zero, per_number = dtype(mean), dtype(0), 1 / row.size
+    centers, factor = broadcast(center), broadcast(dtype(rstd))
+    shift = broadcast(dtype((center - mean) * rstd))
+    of_bias, of_weight = sums[0], sums[1]
     s = q = broadcast(zero)
     for j in range(0, row.size, LANES):
-        derivative = load_vector(g, j, zero)
-        normed = (load_vector(row, j, at) - center) * factor + beside
-        store_vector(by_bias, j, load_vector(by_bias, j, zero) + derivative)
-        store_vector(
-            by_weight, j, load_vector(by_weight, j, zero) + derivative * normed
-        )
-        scaled = derivative * load_vector(weight, j, zero)
+        gradient = load_vector(g, j, zero)
+        normed = (load_vector(row, j, center) - centers) * factor + shift
+        store_vector(of_bias, j, load_vector(of_bias, j, zero) + gradient)
+        before = load_vector(of_weight, j, zero)
+        store_vector(of_weight, j, before + gradient * normed)
+        scaled = gradient * load_vector(weight, j, zero)
         s = s + scaled
         q = q + scaled * normed
-    level = broadcast(real(horizontal_sum(s) * share))
-    steep = broadcast(real(horizontal_sum(q) * share))
-    times = broadcast(real(scale))
+    grad_mean = broadcast(dtype(horizontal_sum(s) * per_number))
+    product_mean = broadcast(dtype(horizontal_sum(q) * per_number))
+    scales = broadcast(dtype(scale))
     for j in range(0, row.size, LANES):
-        normed = (load_vector(row, j, at) - center) * factor + beside
+        normed = (load_vector(row, j, center) - centers) * factor + shift
         scaled = load_vector(g, j, zero) * load_vector(weight, j, zero)
-        store_vector(out, j, times * (scaled - level - steep * normed))
+        gradient = scaled - grad_mean - product_mean * normed
+        store_vector(out, j, scales * gradient)
 
-
+# %% ../../nbs/kernels/normalization.ipynb #d01b43ff
 @compiled()
-def _far_rows_grad(
-    x, grad, weight, stats, dx, by_bias, by_weight, first, last
-):
+def _rescaled_rows_grad(x, grad, weight, stats, dx, sums, start, stop):
     "Those rows that `_row_norm_grad` left out."
-    low, rows = (
-        np.float64(np.finfo(x.dtype).tiny) ** 0.375,
-        x.reshape(1, x.shape[0], x.shape[1]),
-    )
-    for i in range(first, last):
-        mean, root = stats[0, i], stats[1, i]
-        if not low < root < 1 / low:
-            f = 1 / _power(root)
-            _row_slope(
-                _scaled(rows, i, f)[0, 0],
-                grad[i],
-                weight,
-                mean * f,
-                root / f,
-                root,
-                by_bias,
-                by_weight,
-                dx[i],
+    low = np.float64(np.finfo(x.dtype).tiny) ** 0.375
+    rows = x.reshape(1, x.shape[0], x.shape[1])
+    for i in range(start, stop):
+        rstd = stats[1, i]
+        if not low < rstd < 1 / low:
+            f = 1 / _power_of_two(rstd)
+            row, mean = _scaled(rows, i, f)[0, 0], stats[0, i] * f
+            _row_gradient(
+                row, grad[i], weight, mean, rstd / f, rstd, sums, dx[i]
             )
 
 
 @compiled()
-def _row_norm_grad(x, grad, weight, stats, dx, sums, first, last):
-    "Backward of `_row_norm`; gradients by bias and weight go into the piece's own row of `sums`."
-    by_bias, by_weight = (
-        np.zeros(x.shape[1], x.dtype),
-        np.zeros(x.shape[1], x.dtype),
-    )
-    own = sums[-(-first * len(sums) // max(1, len(x)))]
+def _row_norm_grad(x, grad, weight, stats, dx, totals, start, stop):
+    "Rows of x, grad, dx (m, n); totals (2, n): gradients of bias and weight."
+    sums = np.zeros((2, x.shape[1]), x.dtype)
     low = np.float64(np.finfo(x.dtype).tiny) ** 0.375
-    high = 1 / low
-    for start in range(first, last, 64):
-        end = min(start + 64, last)
-        for i in range(start, end):
-            mean, root = stats[0, i], stats[1, i]
-            if low < root < high:
-                _row_slope(
-                    x[i],
-                    grad[i],
-                    weight,
-                    mean,
-                    root,
-                    root,
-                    by_bias,
-                    by_weight,
-                    dx[i],
+    for first in range(start, stop, ROWS):
+        last = min(first + ROWS, stop)
+        for i in range(first, last):
+            mean, rstd = stats[0, i], stats[1, i]
+            if low < rstd < 1 / low:
+                _row_gradient(
+                    x[i], grad[i], weight, mean, rstd, rstd, sums, dx[i]
                 )
-        _far_rows_grad(
-            x, grad, weight, stats, dx, by_bias, by_weight, start, end
-        )
-        for j in range(x.shape[1]):
-            own[0, j] += by_bias[j]
-            own[1, j] += by_weight[j]
-            by_bias[j] = by_weight[j] = 0
+        _rescaled_rows_grad(x, grad, weight, stats, dx, sums, first, last)
+        for k in range(2):
+            for j in range(x.shape[1]):
+                totals[k, j] += sums[k, j]
+                sums[k, j] = 0
 
 # %% ../../nbs/kernels/normalization.ipynb #20f65cd7
 def tuned_layer_norm(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    "The answer to contiguous rows (m, n); mean and 1 / deviation of each, float64 (2, m)."
+    "The output for contiguous rows (m, n); mean and 1 / std, float64 (2, m)."
     y, stats = np.empty(x.shape, x.dtype), np.empty((2, len(x)))
-    run_shared(_row_norm, len(x), x.size, x, weight, bias, stats, eps, y)
+
+    def work(start: int, stop: int) -> None:
+        _row_norm(x, weight, bias, stats, y, eps, start, stop)
+
+    parallel_for(work, len(x), x.size)
     return y, stats
 
 # %% ../../nbs/kernels/normalization.ipynb #e645d6fb
+# numbers: a shorter piece costs more to hand over than it gains
+PIECE = 150_000
+
+
 def tuned_layer_norm_backward(
     grad: np.ndarray, x: np.ndarray, weight: np.ndarray, stats: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    "The gradient by `x`, and those by bias and weight, (2, n)."
-    dx, m = np.empty(x.shape, x.dtype), len(x)
-    sums = np.zeros((count_pieces(m, x.size), 2, x.shape[1]))
-    run_shared(_row_norm_grad, m, x.size, x, grad, weight, stats, dx, sums)
+    "Gradients of `x` and, as (2, n), of bias and weight."
+    dx, (m, n) = np.empty(x.shape, x.dtype), x.shape
+    pieces = max(1, min(m, 64, x.size // PIECE))
+    sums = np.zeros((pieces, 2, n))
+
+    def work(i: int) -> None:
+        start, stop = m * i // pieces, m * (i + 1) // pieces
+        _row_norm_grad(x, grad, weight, stats, dx, sums[i], start, stop)
+
+    in_threads(work, pieces)
     return dx, sums.sum(axis=0).astype(x.dtype)
