@@ -550,7 +550,7 @@ class Perceptron(ClassifierMixin, BaseEstimator):
         X, y = self._check_data(X, y)
         self._initialize(np.unique(y), X, "y")
         active = np.ones(len(self._weight), bool)
-        for epoch in range(self.max_iter):
+        for _ in range(self.max_iter):
             active &= self._run_epoch(X, y, active) > 0
             if not active.any():
                 return self
