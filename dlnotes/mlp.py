@@ -104,8 +104,8 @@ def _gelu_grad(x, grad, dx):
     density_at_0 = x.dtype.type(_DENSITY_AT_0)
     for i in range(x.size):
         cdf = half * (one + fast_erf(sqrt_half * x[i]))
-        density = density_at_0 * fast_exp(-half * x[i] * x[i])
-        dx[i] = grad[i] * (cdf + x[i] * density)
+        decay = fast_exp(-half * x[i] * x[i])
+        dx[i] = grad[i] * (cdf + x[i] * density_at_0 * decay)
 
 # %% ../nbs/mlp.ipynb #6152a5c9
 @compiled()
