@@ -10,36 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from dlnotes.core.arguments import (
-    as_float,
-    as_labels,
-    check_array,
-    check_count,
-)
-from .core.arguments import check_input, check_real, check_reduction
+from .core.arguments import as_float, as_labels, check_array
+from .core.arguments import check_count, check_input, check_real
+from .core.arguments import check_reduction
 from .core.execution import apply_elementwise, compiled, parallel_for
 from .core.layers import Layer, Loss, uniform_parameters
-from dlnotes.kernels.elementary import (
-    BLOCK,
-    LANES,
-    broadcast,
-    fast_erf,
-    fast_exp,
-)
-from .kernels.elementary import fast_log1p, fast_sigmoid, fast_tanh
-from dlnotes.kernels.elementary import (
-    horizontal_sum,
-    load_vector,
-    store_vector,
-)
-from .kernels.elementary import to_float64
+from .kernels.elementary import BLOCK, LANES, broadcast
+from .kernels.elementary import fast_erf, fast_exp, fast_log1p
+from .kernels.elementary import fast_sigmoid, fast_tanh
+from .kernels.elementary import horizontal_sum, load_vector
+from .kernels.elementary import store_vector, to_float64
 from .kernels.softmax import apply_to_rows, cross_entropy_kernel
-from .kernels.softmax import log_softmax_grad_kernel, log_softmax_kernel
-from dlnotes.kernels.softmax import (
-    row_maxima,
-    smooth_kernel,
-    softmax_grad_kernel,
-)
+from .kernels.softmax import log_softmax_grad_kernel
+from .kernels.softmax import log_softmax_kernel, row_maxima
+from .kernels.softmax import smooth_kernel, softmax_grad_kernel
 from .kernels.softmax import softmax_kernel
 
 # %% auto #0
@@ -55,87 +39,97 @@ __all__ = ['sigmoid_kernel', 'tanh_kernel', 'relu_kernel', 'sigmoid_grad_kernel'
 # %% ../nbs/mlp.ipynb #ea8f2a6c
 @compiled()
 def sigmoid_kernel(x, y):
+    "Sigmoid of each entry of x (n,), into y (n,)."
     for i in range(x.size):
         y[i] = fast_sigmoid(x[i])
 
-
+# %% ../nbs/mlp.ipynb #21fc0e18
 @compiled()
 def tanh_kernel(x, y):
+    "Hyperbolic tangent of each entry of x (n,), into y (n,)."
     for i in range(x.size):
         y[i] = fast_tanh(x[i])
 
-
+# %% ../nbs/mlp.ipynb #47133748
 @compiled()
 def relu_kernel(x, y):
+    "The larger of 0 and each entry of x (n,), into y (n,)."
     for i in range(x.size):
         y[i] = max(x[i], x.dtype.type(0))
 
 # %% ../nbs/mlp.ipynb #fc648e9e
 @compiled()
-def sigmoid_grad_kernel(y, grad, out):
+def sigmoid_grad_kernel(y, grad, dx):
+    "Gradient dx (n,) from the output y (n,) and its gradient grad (n,)."
     one = y.dtype.type(1)
     for i in range(y.size):
-        out[i] = grad[i] * y[i] * (one - y[i])
+        dx[i] = grad[i] * y[i] * (one - y[i])
 
-
+# %% ../nbs/mlp.ipynb #fd231fde
 @compiled()
-def tanh_grad_kernel(y, grad, out):
+def tanh_grad_kernel(y, grad, dx):
+    "Gradient dx (n,) from the output y (n,) and its gradient grad (n,)."
     one = y.dtype.type(1)
     for i in range(y.size):
-        out[i] = grad[i] * (one - y[i] * y[i])
+        dx[i] = grad[i] * (one - y[i] * y[i])
 
-
+# %% ../nbs/mlp.ipynb #03ea93ac
 @compiled()
-def relu_grad_kernel(y, grad, out):
+def relu_grad_kernel(y, grad, dx):
+    "Gradient dx (n,) from the output y (n,) and its gradient grad (n,)."
     for i in range(y.size):
-        out[i] = grad[i] if y[i] > 0 else y.dtype.type(0)
+        dx[i] = grad[i] if y[i] > 0 else y.dtype.type(0)
 
 # %% ../nbs/mlp.ipynb #56cf51ff
+_SQRT_HALF = 0.5**0.5
+_DENSITY_AT_0 = (2 * np.pi) ** -0.5  # of the standard normal distribution
+_TANH_SCALE = (2 / np.pi) ** 0.5
+_TANH_CUBIC = 0.044715
+
+# %% ../nbs/mlp.ipynb #bb75db92
 @compiled()
 def gelu_kernel(x, y):
-    half, one, root = (
-        x.dtype.type(0.5),
-        x.dtype.type(1),
-        x.dtype.type(0.5**0.5),
-    )
+    "GELU of each entry of x (n,), into y (n,)."
+    half, one = x.dtype.type(0.5), x.dtype.type(1)
+    sqrt_half = x.dtype.type(_SQRT_HALF)
     for i in range(x.size):
-        y[i] = half * x[i] * (one + fast_erf(root * x[i]))
+        y[i] = half * x[i] * (one + fast_erf(sqrt_half * x[i]))
 
-
+# %% ../nbs/mlp.ipynb #a5e34380
 @compiled()
-def _gelu_grad(x, grad, out):
-    half, one, root = (
-        x.dtype.type(0.5),
-        x.dtype.type(1),
-        x.dtype.type(0.5**0.5),
-    )
-    top = x.dtype.type((2 * np.pi) ** -0.5)
+def _gelu_grad(x, grad, dx):
+    "Gradient dx (n,) from the input x (n,) and the output's gradient."
+    half, one = x.dtype.type(0.5), x.dtype.type(1)
+    sqrt_half = x.dtype.type(_SQRT_HALF)
+    density_at_0 = x.dtype.type(_DENSITY_AT_0)
     for i in range(x.size):
-        share = half * (one + fast_erf(root * x[i]))
-        out[i] = grad[i] * (share + x[i] * top * fast_exp(-half * x[i] * x[i]))
+        cdf = half * (one + fast_erf(sqrt_half * x[i]))
+        decay = fast_exp(-half * x[i] * x[i])
+        dx[i] = grad[i] * (cdf + x[i] * density_at_0 * decay)
 
 # %% ../nbs/mlp.ipynb #6152a5c9
 @compiled()
 def _gelu_tanh_kernel(x, y):
+    "GELU by tanh of each entry of x (n,), into y (n,)."
     half, one = x.dtype.type(0.5), x.dtype.type(1)
-    k, cubic = x.dtype.type((2 / np.pi) ** 0.5), x.dtype.type(0.044715)
+    scale, cubic = x.dtype.type(_TANH_SCALE), x.dtype.type(_TANH_CUBIC)
     for i in range(x.size):
-        inner = k * x[i] * (one + cubic * x[i] * x[i])
+        inner = scale * x[i] * (one + cubic * x[i] * x[i])
         y[i] = half * x[i] * (one + fast_tanh(inner))
 
-
+# %% ../nbs/mlp.ipynb #79e17c9e
 @compiled()
-def _gelu_tanh_grad(x, grad, out):
-    half, one, three = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(3)
-    k, cubic = x.dtype.type((2 / np.pi) ** 0.5), x.dtype.type(0.044715)
+def _gelu_tanh_grad(x, grad, dx):
+    "Gradient dx (n,) from the input x (n,) and the output's gradient."
+    zero, half = x.dtype.type(0), x.dtype.type(0.5)
+    one, three = x.dtype.type(1), x.dtype.type(3)
+    scale, cubic = x.dtype.type(_TANH_SCALE), x.dtype.type(_TANH_CUBIC)
     for i in range(x.size):
         square = cubic * x[i] * x[i]
-        t = fast_tanh(k * x[i] * (one + square))
-        bend = half * x[i] * (one - t * t) * k * (one + three * square)
-        bend = (
-            bend if abs(t) < one else x.dtype.type(0)
-        )  # `square` may be infinite there
-        out[i] = grad[i] * (half * (one + t) + bend)
+        t = fast_tanh(scale * x[i] * (one + square))
+        dt = half * x[i] * (one - t * t) * scale * (one + three * square)
+        dt = dt if abs(t) < one else zero  # there, `square` may be infinite
+        dx[i] = grad[i] * (half * (one + t) + dt)
 
 # %% ../nbs/mlp.ipynb #e124ed97
 _GELU = {
@@ -145,6 +139,7 @@ _GELU = {
 
 
 def _gelu_kernels(approximate: str) -> tuple[Any, Any]:
+    "The kernels of that GELU, forward and backward."
     if approximate not in ("none", "tanh"):
         raise ValueError(
             f"approximate: expected 'none' or 'tanh', got {approximate!r}"
@@ -154,81 +149,231 @@ def _gelu_kernels(approximate: str) -> tuple[Any, Any]:
 # %% ../nbs/mlp.ipynb #a253aa67
 #| code-fold: true
 def sigmoid(x: ArrayLike) -> np.ndarray:
-    r"""Sigmoid $\sigma(x) = 1 / (1 + e^{-x})$; overflow-safe.
+    r"""Sigmoid function $\sigma(x) = 1 / (1 + e^{-x})$, without overflow.
 
-    - `x`: any shape. Returns the same shape and float dtype.
-    - Raises TypeError on what is not real numbers, ValueError on NaN or infinity.
+    Parameters
+    ----------
+    x : array_like, any shape
+        Pre-activations.
+
+    Returns
+    -------
+    ndarray, shape of `x`
+        Numbers from 0 to 1, in float32 if `x` is float32, else in float64.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity.
     """
     return apply_elementwise(sigmoid_kernel, as_float(x, "x"))
 
 # %% ../nbs/mlp.ipynb #b8e1a95e
 #| code-fold: true
 def sigmoid_backward(grad: ArrayLike, y: ArrayLike) -> np.ndarray:
-    """Gradient by the argument of `sigmoid`, from that by its answer `y`.
+    """Gradient with respect to the input of `sigmoid`.
 
-    - `grad`: the shape of `y`. Returns that shape in the dtype of `y`.
-    - Raises as `sigmoid` does, and ValueError on a wrong shape.
+    Parameters
+    ----------
+    grad : array_like, shape of `y`
+        Gradient with respect to the output.
+    y : array_like, any shape
+        Output of `sigmoid`.
+
+    Returns
+    -------
+    ndarray, shape of `y`
+        Gradient with respect to the input, in the dtype of `y`.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity, and where the shapes differ.
     """
-    return _backward(sigmoid_grad_kernel, grad, y, "y")
+    return _activation_backward(sigmoid_grad_kernel, grad, y, "y")
 
 # %% ../nbs/mlp.ipynb #59d9c017
 #| code-fold: true
-def _backward(
+def _activation_backward(
     kernel: Any, grad: ArrayLike, y: ArrayLike, name: str
 ) -> np.ndarray:
+    "Gradient by `kernel`, from `grad` and from `y`, the argument `name`."
     y = as_float(y, name)
-    return apply_elementwise(
-        kernel, y, as_float(grad, "grad", y.shape, y.dtype)
-    )
+    grad = as_float(grad, "grad", y.shape, y.dtype)
+    return apply_elementwise(kernel, y, grad)
 
 # %% ../nbs/mlp.ipynb #9aac0cdb
 #| code-fold: true
 def tanh(x: ArrayLike) -> np.ndarray:
-    """Hyperbolic tangent. Shapes, dtypes and errors as for `sigmoid`."""
+    """Hyperbolic tangent.
+
+    Parameters
+    ----------
+    x : array_like, any shape
+        Pre-activations.
+
+    Returns
+    -------
+    ndarray, shape of `x`
+        Numbers from -1 to 1, in float32 if `x` is float32, else in float64.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity.
+    """
     return apply_elementwise(tanh_kernel, as_float(x, "x"))
 
 # %% ../nbs/mlp.ipynb #f1d77428
 #| code-fold: true
 def tanh_backward(grad: ArrayLike, y: ArrayLike) -> np.ndarray:
-    """Gradient by the argument of `tanh`, from its answer `y`; as `sigmoid_backward`."""
-    return _backward(tanh_grad_kernel, grad, y, "y")
+    """Gradient with respect to the input of `tanh`.
+
+    Parameters
+    ----------
+    grad : array_like, shape of `y`
+        Gradient with respect to the output.
+    y : array_like, any shape
+        Output of `tanh`.
+
+    Returns
+    -------
+    ndarray, shape of `y`
+        Gradient with respect to the input, in the dtype of `y`.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity, and where the shapes differ.
+    """
+    return _activation_backward(tanh_grad_kernel, grad, y, "y")
 
 # %% ../nbs/mlp.ipynb #b945ca2a
 #| code-fold: true
 def relu(x: ArrayLike) -> np.ndarray:
-    """ReLU: the larger of `x` and 0. Shapes, dtypes and errors as for `sigmoid`."""
+    """ReLU, the larger of `x` and 0.
+
+    Parameters
+    ----------
+    x : array_like, any shape
+        Pre-activations.
+
+    Returns
+    -------
+    ndarray, shape of `x`
+        Numbers not below 0, in float32 if `x` is float32, else in float64.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity.
+    """
     return apply_elementwise(relu_kernel, as_float(x, "x"))
 
 # %% ../nbs/mlp.ipynb #6bf2636f
 #| code-fold: true
 def relu_backward(grad: ArrayLike, y: ArrayLike) -> np.ndarray:
-    """Gradient by the argument of `relu`, from its answer `y`; as `sigmoid_backward`.
+    """Gradient with respect to the input of `relu`.
 
-    - The slope at 0 is taken as 0. Since $y > 0$ just where $x > 0$, `y` may also be the
-      argument.
+    The derivative at 0 is taken as 0.
+
+    Parameters
+    ----------
+    grad : array_like, shape of `y`
+        Gradient with respect to the output.
+    y : array_like, any shape
+        Output of `relu`, or its input, as both are above 0 in the same places.
+
+    Returns
+    -------
+    ndarray, shape of `y`
+        Gradient with respect to the input, in the dtype of `y`.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity, and where the shapes differ.
     """
-    return _backward(relu_grad_kernel, grad, y, "y")
+    return _activation_backward(relu_grad_kernel, grad, y, "y")
 
 # %% ../nbs/mlp.ipynb #196ce2f1
 #| code-fold: true
 def gelu(x: ArrayLike, approximate: str = "none") -> np.ndarray:
-    r"""GELU, $x\,\Phi(x)$. Shapes, dtypes and errors as for `sigmoid`.
+    r"""GELU, $x\,\Phi(x)$ with the normal distribution function $\Phi$.
 
-    - `approximate`: "none", or "tanh" for the approximation; ValueError on others.
-    - Source: Hendrycks and Gimpel (2016).
+    Parameters
+    ----------
+    x : array_like, any shape
+        Pre-activations.
+    approximate : {"none", "tanh"}
+        Whether to approximate $\Phi$ by a hyperbolic tangent.
+
+    Returns
+    -------
+    ndarray, shape of `x`
+        Outputs, in float32 if `x` is float32, else in float64.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity, and on another `approximate`.
+
+    References
+    ----------
+    Hendrycks and Gimpel (2016).
     """
-    return apply_elementwise(_gelu_kernels(approximate)[0], as_float(x, "x"))
+    kernel, _ = _gelu_kernels(approximate)
+    return apply_elementwise(kernel, as_float(x, "x"))
 
 # %% ../nbs/mlp.ipynb #9ccfea19
 #| code-fold: true
 def gelu_backward(
     grad: ArrayLike, x: ArrayLike, approximate: str = "none"
 ) -> np.ndarray:
-    """Gradient by the argument `x` of `gelu`, from that by its answer.
+    """Gradient with respect to the input of `gelu`.
 
-    - `grad`: the shape of `x`. Errors as for `sigmoid_backward` and `gelu`.
+    Parameters
+    ----------
+    grad : array_like, shape of `x`
+        Gradient with respect to the output.
+    x : array_like, any shape
+        Input of `gelu`.
+    approximate : {"none", "tanh"}
+        Which form of GELU it was.
+
+    Returns
+    -------
+    ndarray, shape of `x`
+        Gradient with respect to the input, in the dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity, where the shapes differ, and on another
+        `approximate`.
+
+    References
+    ----------
+    Hendrycks and Gimpel (2016).
     """
-    return _backward(_gelu_kernels(approximate)[1], grad, x, "x")
+    _, kernel = _gelu_kernels(approximate)
+    return _activation_backward(kernel, grad, x, "x")
 
 # %% ../nbs/mlp.ipynb #97bae44c
 @compiled()
@@ -256,7 +401,8 @@ def linear_backward_kernel(grad, x, weight, dx, dw, db):
 def softmax_loop(z, p):
     "Softmax of each row of z (m, n) into p."
     for i in range(len(z)):
-        total, largest = z.dtype.type(0), z[i].max()
+        largest = z[i].max()
+        total = z.dtype.type(0)
         for j in range(z.shape[1]):
             p[i, j] = np.exp(z[i, j] - largest)
             total += p[i, j]
@@ -275,9 +421,10 @@ def softmax_backward_loop(grad, p, dz):
 # %% ../nbs/mlp.ipynb #0bef0278
 @compiled()
 def cross_entropy_loop(z, target, losses, grad):
-    "Losses (m,) of logits z (m, C) with class numbers target (m,), and their gradients."
+    "Losses (m,) and gradients of logits z (m, C) for class numbers (m,)."
     for i in range(len(z)):
-        total, largest = z.dtype.type(0), z[i].max()
+        largest = z[i].max()
+        total = z.dtype.type(0)
         for j in range(z.shape[1]):
             grad[i, j] = np.exp(z[i, j] - largest)
             total += grad[i, j]
@@ -289,12 +436,31 @@ def cross_entropy_loop(z, target, losses, grad):
 # %% ../nbs/mlp.ipynb #ac8715bf
 #| code-fold: true
 def softmax(x: ArrayLike, dim: int = -1) -> np.ndarray:
-    r"""Softmax $e^{x_i} / \sum_j e^{x_j}$ along the axis `dim`; overflow-safe.
+    r"""Softmax $e^{x_i} / \sum_j e^{x_j}$ along an axis, without overflow.
 
-    - `x`: any shape with at least one axis. Returns the same shape and float dtype.
-    - Raises TypeError on what is not real numbers, ValueError on NaN or infinity, on an
-      axis that `x` has not, and on one without entries.
-    - Source: Bishop, *Pattern Recognition and Machine Learning*, section 4.3.4.
+    Parameters
+    ----------
+    x : array_like, any shape with at least one axis
+        Logits.
+    dim : int
+        Axis along which the outputs sum to 1.
+
+    Returns
+    -------
+    ndarray, shape of `x`
+        Probabilities, in float32 if `x` is float32, else in float64.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity, and where `x` has no such axis or no entries
+        along it.
+
+    References
+    ----------
+    Bishop, *Pattern Recognition and Machine Learning*, section 4.3.4.
     """
     return apply_to_rows(softmax_kernel, as_float(x, "x"), dim)
 
@@ -303,19 +469,63 @@ def softmax(x: ArrayLike, dim: int = -1) -> np.ndarray:
 def softmax_backward(
     grad: ArrayLike, y: ArrayLike, dim: int = -1
 ) -> np.ndarray:
-    """Gradient by the argument of `softmax`, from that by its answer `y`.
+    """Gradient with respect to the input of `softmax`.
 
-    - `grad`: the shape of `y`. Errors as for `softmax`, and ValueError on a wrong shape.
+    Parameters
+    ----------
+    grad : array_like, shape of `y`
+        Gradient with respect to the output.
+    y : array_like, any shape with at least one axis
+        Output of `softmax`.
+    dim : int
+        Axis along which it was taken.
+
+    Returns
+    -------
+    ndarray, shape of `y`
+        Gradient with respect to the logits, in the dtype of `y`.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity, where the shapes differ, and where `y` has no such
+        axis or no entries along it.
     """
     y = as_float(y, "y")
-    return apply_to_rows(
-        softmax_grad_kernel, y, dim, as_float(grad, "grad", y.shape, y.dtype)
-    )
+    grad = as_float(grad, "grad", y.shape, y.dtype)
+    return apply_to_rows(softmax_grad_kernel, y, dim, grad)
 
 # %% ../nbs/mlp.ipynb #a2da95ba
 #| code-fold: true
 def log_softmax(x: ArrayLike, dim: int = -1) -> np.ndarray:
-    """Logarithm of `softmax`; overflow-safe. Arguments and errors as there."""
+    """Logarithm of the softmax along an axis, without overflow.
+
+    Parameters
+    ----------
+    x : array_like, any shape with at least one axis
+        Logits.
+    dim : int
+        Axis along which the probabilities sum to 1.
+
+    Returns
+    -------
+    ndarray, shape of `x`
+        Log-probabilities, in float32 if `x` is float32, else in float64.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity, and where `x` has no such axis or no entries
+        along it.
+
+    References
+    ----------
+    Bishop, *Pattern Recognition and Machine Learning*, section 4.3.4.
+    """
     return apply_to_rows(log_softmax_kernel, as_float(x, "x"), dim)
 
 # %% ../nbs/mlp.ipynb #22d24f29
@@ -323,23 +533,40 @@ def log_softmax(x: ArrayLike, dim: int = -1) -> np.ndarray:
 def log_softmax_backward(
     grad: ArrayLike, y: ArrayLike, dim: int = -1
 ) -> np.ndarray:
-    """Gradient by the argument of `log_softmax`, from its answer `y`.
+    """Gradient with respect to the input of `log_softmax`.
 
-    - Arguments and errors as for `softmax_backward`.
+    Parameters
+    ----------
+    grad : array_like, shape of `y`
+        Gradient with respect to the output.
+    y : array_like, any shape with at least one axis
+        Output of `log_softmax`.
+    dim : int
+        Axis along which it was taken.
+
+    Returns
+    -------
+    ndarray, shape of `y`
+        Gradient with respect to the logits, in the dtype of `y`.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity, where the shapes differ, and where `y` has no such
+        axis or no entries along it.
     """
     y = as_float(y, "y")
-    return apply_to_rows(
-        log_softmax_grad_kernel,
-        y,
-        dim,
-        as_float(grad, "grad", y.shape, y.dtype),
-    )
+    grad = as_float(grad, "grad", y.shape, y.dtype)
+    return apply_to_rows(log_softmax_grad_kernel, y, dim, grad)
 
 # %% ../nbs/mlp.ipynb #b3e79682
 @compiled()
 def bce_kernel(z, y, scale, grad):
-    "The sum of the losses; `grad` becomes `scale` times their slopes."
-    zero, one, sums = z.dtype.type(0), z.dtype.type(1), broadcast(0.0)
+    "Sum of the losses of z, y (n,); their derivatives times scale to grad."
+    zero, one = z.dtype.type(0), z.dtype.type(1)
+    sums = broadcast(0.0)
     losses = np.empty(min(z.size, BLOCK), z.dtype)
     for start in range(0, z.size, BLOCK):
         end = min(start + BLOCK, z.size)
@@ -348,20 +575,18 @@ def bce_kernel(z, y, scale, grad):
             p = (one if z[i] >= 0 else e) / (one + e)
             grad[i] = scale * (p - y[i])
             losses[i - start] = max(z[i], zero) - z[i] * y[i] + fast_log1p(e)
-        part = losses[: end - start]
-        for i in range(0, part.size, LANES):
-            sums = sums + to_float64(load_vector(part, i, zero))
+        block = losses[: end - start]
+        for i in range(0, block.size, LANES):
+            sums = sums + to_float64(load_vector(block, i, zero))
     return horizontal_sum(sums)
 
-
+# %% ../nbs/mlp.ipynb #2b62ac6e
 @compiled()
 def mse_kernel(x, y, scale, grad):
-    "The sum of the squared differences; `grad` becomes `scale` times their slopes."
-    zero, sums, factor = (
-        x.dtype.type(0),
-        broadcast(0.0),
-        broadcast(scale * x.dtype.type(2)),
-    )
+    "Sum of the squared errors of x, y (n,); derivatives times scale to grad."
+    zero = x.dtype.type(0)
+    sums = broadcast(0.0)
+    factor = broadcast(scale * x.dtype.type(2))
     for i in range(0, x.size, LANES):
         difference = load_vector(x, i, zero) - load_vector(y, i, zero)
         store_vector(grad, i, factor * difference)
@@ -371,7 +596,7 @@ def mse_kernel(x, y, scale, grad):
 # %% ../nbs/mlp.ipynb #f750b95a
 #| code-fold: true
 def _divisor(output: np.ndarray, n: int, reduction: str) -> int:
-    "What the sum of the losses is divided by."
+    "The divisor of the sum of the losses: `n` for the mean."
     check_reduction(reduction)
     if output.size == 0:
         raise ValueError(
@@ -384,7 +609,7 @@ def _divisor(output: np.ndarray, n: int, reduction: str) -> int:
 def _pointwise(
     kernel: Any, output: np.ndarray, target: Any, reduction: str
 ) -> tuple[float, np.ndarray]:
-    "Loss and slope where `target` has the shape of `output`."
+    "Loss and gradient where `target` has the shape of `output`."
     n = _divisor(output, output.size, reduction)
     if type(target) is not np.ndarray or target.dtype != output.dtype:
         target = as_float(target, "target", dtype=output.dtype)
@@ -393,11 +618,25 @@ def _pointwise(
             f"target: expected shape {output.shape}, got {target.shape}"
         )
     grad = np.empty(output.shape, output.dtype)
-    flat = (np.ascontiguousarray(a).reshape(-1) for a in (output, target))
-    total = kernel(*flat, output.dtype.type(1 / n), grad.reshape(-1))
+    x = np.ascontiguousarray(output).reshape(-1)
+    y = np.ascontiguousarray(target).reshape(-1)
+    total = kernel(x, y, output.dtype.type(1 / n), grad.reshape(-1))
     return float(total) / n, grad
 
 # %% ../nbs/mlp.ipynb #ad54fcfa
+#| code-fold: true
+def _flat_target(target: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    "A target of that shape as (n,): int64, or float if it is not integer."
+    if type(target) is not np.ndarray or target.dtype.kind not in "iu":
+        target = as_float(target, name)
+    if target.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {target.shape}")
+    target = target.reshape(-1)
+    if target.dtype.kind in "iu":
+        return target.astype(np.int64, copy=False)
+    return target
+
+# %% ../nbs/mlp.ipynb #6e5c6503
 #| code-fold: true
 def _class_numbers(
     target: Any,
@@ -406,18 +645,11 @@ def _class_numbers(
     ignore_index: int = -100,
     name: str = "target",
 ) -> np.ndarray:
-    "Targets of the given shape, as flat int64 to `n_classes` - 1; -1: to be ignored."
-    if type(target) is not np.ndarray or target.dtype.kind not in "iu":
-        target = as_float(target, name)
-    if target.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {target.shape}")
-    target = target.reshape(-1)
-    if target.dtype.kind in "iu":
-        target = target.astype(np.int64, copy=False)
-        unusual = (
-            target.view(np.uint64).max(initial=0) >= n_classes
-        )  # or negative
-        if not unusual and not 0 <= ignore_index < n_classes:
+    "Class numbers of that shape as int64 (n,); -1 where they are ignored."
+    target = _flat_target(target, shape, name)
+    if target.dtype == np.int64 and not 0 <= ignore_index < n_classes:
+        # as unsigned, negative numbers are large
+        if target.view(np.uint64).max(initial=0) < n_classes:
             return target
     ignored = target == ignore_index
     target = as_labels(np.where(ignored, 0, target), name, None, n_classes)
@@ -437,44 +669,44 @@ def _cross_entropy(
     ignore_index: int = -100,
     smoothing: float = 0.0,
 ) -> tuple[float, np.ndarray]:
-    "Loss and slope of `output` (N, C, ...) for class numbers (N, ...)."
+    "Loss and gradient of `output` (N, C, ...) for class numbers (N, ...)."
     if output.ndim < 2:
         raise ValueError(
             f"output: expected shape (N, C, ...), got {output.shape}"
         )
     _divisor(output, 1, reduction)
     last = output if output.ndim == 2 else np.moveaxis(output, 1, -1)
-    y = _class_numbers(target, last.shape[:-1], last.shape[-1], ignore_index)
-    z = np.ascontiguousarray(last.reshape(-1, last.shape[-1]))
+    n_classes = last.shape[-1]
+    y = _class_numbers(target, last.shape[:-1], n_classes, ignore_index)
+    z = np.ascontiguousarray(last.reshape(-1, n_classes))
     loss, grad = _cross_entropy_of_rows(z, y, reduction, smoothing)
     if output.ndim == 2:
         return loss, grad
-    grad = np.moveaxis(
-        grad.reshape(last.shape), -1, 1
-    )  # may lie as the answer does
-    return loss, grad if last.flags.c_contiguous else np.ascontiguousarray(
-        grad
-    )
+    grad = np.moveaxis(grad.reshape(last.shape), -1, 1)
+    if not last.flags.c_contiguous:  # else it lies in memory as `output` does
+        grad = np.ascontiguousarray(grad)
+    return loss, grad
 
-
+# %% ../nbs/mlp.ipynb #7b3832b7
+#| code-fold: true
 def _cross_entropy_of_rows(
     z: np.ndarray, y: np.ndarray, reduction: str, smoothing: float
 ) -> tuple[float, np.ndarray]:
-    "The same of logits (m, C); a class number -1 does not count."
-    m, losses, grad = len(z), np.empty(len(z)), np.empty(z.shape, z.dtype)
-    n = 1 if reduction == "sum" else m if y.min() >= 0 else int((y >= 0).sum())
+    "Loss and gradient of logits (m, C); a class number -1 does not count."
+    losses = np.empty(len(z))
+    grad = np.empty(z.shape, z.dtype)
+    n = 1 if reduction == "sum" else int(np.count_nonzero(y >= 0))
     scale = z.dtype.type(1 / n)
 
     def work(i: int, j: int) -> None:
-        cross_entropy_kernel(
-            z[i:j], row_maxima(z[i:j]), y[i:j], scale, losses[i:j], grad[i:j]
-        )
+        "Rows `i` to `j`."
+        part, labels, loss, dz = z[i:j], y[i:j], losses[i:j], grad[i:j]
+        largest = row_maxima(part)
+        cross_entropy_kernel(part, largest, labels, scale, loss, dz)
         if smoothing:
-            smooth_kernel(
-                z[i:j], y[i:j], scale, smoothing, losses[i:j], grad[i:j]
-            )
+            smooth_kernel(part, labels, scale, smoothing, loss, dz)
 
-    parallel_for(work, m, z.size)
+    parallel_for(work, len(z), z.size)
     return float(np.add.reduce(losses)) / n, grad
 
 # %% ../nbs/mlp.ipynb #6045024c
@@ -482,35 +714,71 @@ def _cross_entropy_of_rows(
 def mse_loss(
     output: ArrayLike, target: ArrayLike, reduction: str = "mean"
 ) -> float:
-    r"""Squared error, the mean of $(\hat y - y)^2$ over all entries.
+    r"""Mean squared error, $(\hat y - y)^2$ averaged over all entries.
 
-    - `output`, `target`: the same shape; `reduction`: "mean" or "sum".
-    - Raises TypeError on what is not real numbers, ValueError on NaN, infinity, shapes that
-      differ, and where there is no entry.
+    Parameters
+    ----------
+    output : array_like, any shape
+        Predictions.
+    target : array_like, shape of `output`
+        What they should be.
+    reduction : {"mean", "sum"}
+        Whether to average the squared errors or to add them.
+
+    Returns
+    -------
+    float
+        The loss.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity, where the shapes differ, where there is no entry,
+        and on another `reduction`.
     """
-    return _pointwise(
-        mse_kernel,
-        as_float(output, "output"),
-        as_float(target, "target"),
-        reduction,
-    )[0]
+    output = as_float(output, "output")
+    target = as_float(target, "target")
+    return _pointwise(mse_kernel, output, target, reduction)[0]
 
 # %% ../nbs/mlp.ipynb #99828997
 #| code-fold: true
 def mse_loss_backward(
     output: ArrayLike, target: ArrayLike, reduction: str = "mean"
 ) -> np.ndarray:
-    """Gradient of `mse_loss` by `output`, of its shape and dtype. Errors as there."""
-    return _pointwise(
-        mse_kernel,
-        as_float(output, "output"),
-        as_float(target, "target"),
-        reduction,
-    )[1]
+    """Gradient of `mse_loss` with respect to the predictions.
+
+    Parameters
+    ----------
+    output : array_like, any shape
+        Predictions.
+    target : array_like, shape of `output`
+        What they should be.
+    reduction : {"mean", "sum"}
+        Whether the squared errors were averaged or added.
+
+    Returns
+    -------
+    ndarray, shape of `output`
+        The gradient, in float32 if `output` is float32, else in float64.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity, where the shapes differ, where there is no entry,
+        and on another `reduction`.
+    """
+    output = as_float(output, "output")
+    target = as_float(target, "target")
+    return _pointwise(mse_kernel, output, target, reduction)[1]
 
 # %% ../nbs/mlp.ipynb #2adc2128
 #| code-fold: true
 def _as_probabilities(target: ArrayLike) -> np.ndarray:
+    "The target as an array of probabilities, any shape."
     target = as_float(target, "target")
     if ((target < 0) | (target > 1)).any():
         raise ValueError(
@@ -524,32 +792,74 @@ def _as_probabilities(target: ArrayLike) -> np.ndarray:
 def binary_cross_entropy_with_logits(
     output: ArrayLike, target: ArrayLike, reduction: str = "mean"
 ) -> float:
-    r"""Binary cross-entropy of logits, the mean over all entries; overflow-safe.
+    r"""Binary cross-entropy of logits, without overflow.
 
-    - `output`: logits; `target`: the same shape, 0 or 1, or probabilities;
-      `reduction`: "mean" or "sum".
-    - Raises as `mse_loss` does, and ValueError on a target outside 0 to 1.
-    - Source: Bishop, *Pattern Recognition and Machine Learning*, section 4.3.2.
+    Parameters
+    ----------
+    output : array_like, any shape
+        Logits.
+    target : array_like, shape of `output`
+        Labels 0 or 1, or probabilities.
+    reduction : {"mean", "sum"}
+        Whether to average the losses of all entries or to add them.
+
+    Returns
+    -------
+    float
+        The loss.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity, a target outside 0 to 1, where the shapes differ,
+        where there is no entry, and on another `reduction`.
+
+    References
+    ----------
+    Bishop, *Pattern Recognition and Machine Learning*, section 4.3.2.
     """
-    return _pointwise(
-        bce_kernel,
-        as_float(output, "output"),
-        _as_probabilities(target),
-        reduction,
-    )[0]
+    output = as_float(output, "output")
+    target = _as_probabilities(target)
+    return _pointwise(bce_kernel, output, target, reduction)[0]
 
 # %% ../nbs/mlp.ipynb #7364c71a
 #| code-fold: true
 def binary_cross_entropy_with_logits_backward(
     output: ArrayLike, target: ArrayLike, reduction: str = "mean"
 ) -> np.ndarray:
-    """Gradient of `binary_cross_entropy_with_logits` by the logits. Errors as there."""
-    return _pointwise(
-        bce_kernel,
-        as_float(output, "output"),
-        _as_probabilities(target),
-        reduction,
-    )[1]
+    """Gradient of the binary cross-entropy with respect to the logits.
+
+    Parameters
+    ----------
+    output : array_like, any shape
+        Logits.
+    target : array_like, shape of `output`
+        Labels 0 or 1, or probabilities.
+    reduction : {"mean", "sum"}
+        Whether the losses of all entries were averaged or added.
+
+    Returns
+    -------
+    ndarray, shape of `output`
+        The gradient, in float32 if `output` is float32, else in float64.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity, a target outside 0 to 1, where the shapes differ,
+        where there is no entry, and on another `reduction`.
+
+    References
+    ----------
+    Bishop, *Pattern Recognition and Machine Learning*, section 4.3.2.
+    """
+    output = as_float(output, "output")
+    target = _as_probabilities(target)
+    return _pointwise(bce_kernel, output, target, reduction)[1]
 
 # %% ../nbs/mlp.ipynb #c52d2451
 #| code-fold: true
@@ -561,23 +871,43 @@ def cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> float:
-    r"""Cross-entropy of logits, the mean of $-\log p_y$ over the examples; overflow-safe.
+    r"""Cross-entropy of logits, the mean of $-\log p_y$; without overflow.
 
-    - `output`: logits (N, C) or (N, C, ...), classes on axis 1; `target`: (N,) or
-      (N, ...), class numbers 0 to C - 1; `reduction`: "mean" or "sum".
-    - `ignore_index`: the class number of examples that do not count, such as padding;
-      `label_smoothing`: from 0 to 1, the share of each target spread over all classes.
-    - Raises TypeError on what is not real numbers, ValueError on NaN, infinity, shapes or
-      class numbers that do not fit, and where there is no example that counts.
-    - Source: Bishop, *Pattern Recognition and Machine Learning*, section 4.3.4; Szegedy
-      et al. (2016), section 7.
+    Parameters
+    ----------
+    output : array_like, shape (N, C) or (N, C, ...)
+        Logits, with the classes on axis 1.
+    target : array_like, shape (N,) or (N, ...)
+        Class numbers, 0 to C - 1.
+    reduction : {"mean", "sum"}
+        Whether to average the losses of the examples or to add them.
+    ignore_index : int
+        Class number of examples that do not count, such as padding.
+    label_smoothing : float
+        Fraction of each target, 0 to 1, that is spread evenly over all
+        classes.
+
+    Returns
+    -------
+    float
+        The loss.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers, and where `ignore_index` is no integer.
+    ValueError
+        On NaN or infinity, shapes or class numbers that do not fit, where no
+        example counts, and on another `reduction` or `label_smoothing`.
+
+    References
+    ----------
+    Bishop, *Pattern Recognition and Machine Learning*, section 4.3.4; Szegedy
+    et al. (2016), section 7.
     """
-    return _cross_entropy(
-        as_float(output, "output"),
-        target,
-        reduction,
-        *_class_options(ignore_index, label_smoothing),
-    )[0]
+    output = as_float(output, "output")
+    options = _class_options(ignore_index, label_smoothing)
+    return _cross_entropy(output, target, reduction, *options)[0]
 
 # %% ../nbs/mlp.ipynb #4aa2e53b
 #| code-fold: true
@@ -589,55 +919,154 @@ def cross_entropy_backward(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> np.ndarray:
-    """Gradient of `cross_entropy` by the logits, of their shape. Errors as there."""
-    return _cross_entropy(
-        as_float(output, "output"),
-        target,
-        reduction,
-        *_class_options(ignore_index, label_smoothing),
-    )[1]
+    """Gradient of `cross_entropy` with respect to the logits.
+
+    Parameters
+    ----------
+    output : array_like, shape (N, C) or (N, C, ...)
+        Logits, with the classes on axis 1.
+    target : array_like, shape (N,) or (N, ...)
+        Class numbers, 0 to C - 1.
+    reduction : {"mean", "sum"}
+        Whether the losses of the examples were averaged or added.
+    ignore_index : int
+        Class number of examples that do not count, such as padding.
+    label_smoothing : float
+        Fraction of each target, 0 to 1, that is spread evenly over all
+        classes.
+
+    Returns
+    -------
+    ndarray, shape of `output`
+        The gradient, in float32 if `output` is float32, else in float64.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers, and where `ignore_index` is no integer.
+    ValueError
+        On NaN or infinity, shapes or class numbers that do not fit, where no
+        example counts, and on another `reduction` or `label_smoothing`.
+
+    References
+    ----------
+    Bishop, *Pattern Recognition and Machine Learning*, section 4.3.4; Szegedy
+    et al. (2016), section 7.
+    """
+    output = as_float(output, "output")
+    options = _class_options(ignore_index, label_smoothing)
+    return _cross_entropy(output, target, reduction, *options)[1]
+
+# %% ../nbs/mlp.ipynb #eb7f448f
+#| code-fold: true
+_LOWEST_INDEX = -(2**62)
+_ABOVE_1 = 1 + 1e-9  # the range ends below it, so that 1 is allowed
 
 
 def _class_options(
     ignore_index: int, label_smoothing: float
 ) -> tuple[int, float]:
+    "The options of cross-entropy, checked."
     return (
-        check_count(ignore_index, "ignore_index", -(2**62)),
-        check_real(label_smoothing, "label_smoothing", 0, 1 + 1e-9),
+        check_count(ignore_index, "ignore_index", _LOWEST_INDEX),
+        check_real(label_smoothing, "label_smoothing", 0, _ABOVE_1),
     )
 
 # %% ../nbs/mlp.ipynb #e8b5b964
 #| code-fold: true
 class MSELoss(Loss):
-    "Squared error of an answer and a target of the same shape, as `mse_loss`."
+    r"""Mean squared error, as a loss: $(\hat y - y)^2$ over all entries.
+
+    Notes
+    -----
+    `MSELoss(reduction="mean")` averages the squared errors, "sum" adds them;
+    anything else raises ValueError. `forward` takes predictions and targets of
+    the same shape, any, and gives the loss, a float. It raises TypeError on
+    anything but real numbers, and ValueError where the shapes differ or there
+    is no entry.
+    """
 
     def forward(
         self, output: np.ndarray, target: ArrayLike
     ) -> tuple[float, Any]:
-        return _pointwise(
-            mse_kernel, check_input(output, "output"), target, self.reduction
-        )
+        output = check_input(output, "output")
+        return _pointwise(mse_kernel, output, target, self.reduction)
 
 # %% ../nbs/mlp.ipynb #19abc81b
 #| code-fold: true
 class BCEWithLogitsLoss(Loss):
-    "As `binary_cross_entropy_with_logits`, of logits and a target of the same shape."
+    """Binary cross-entropy of logits, as a loss.
+
+    Notes
+    -----
+    `BCEWithLogitsLoss(reduction="mean")` averages the losses of all entries,
+    "sum" adds them; anything else raises ValueError. `forward` takes logits
+    and targets of the same shape, any, the targets 0 or 1 or probabilities,
+    and gives the loss, a float. It raises TypeError on anything but real
+    numbers, and ValueError where the shapes differ or there is no entry.
+
+    References
+    ----------
+    Bishop, *Pattern Recognition and Machine Learning*, section 4.3.2.
+    """
 
     def forward(
         self, output: np.ndarray, target: ArrayLike
     ) -> tuple[float, Any]:
-        return _pointwise(
-            bce_kernel, check_input(output, "output"), target, self.reduction
-        )
+        output = check_input(output, "output")
+        return _pointwise(bce_kernel, output, target, self.reduction)
 
     def accuracy(self, output: np.ndarray, target: np.ndarray) -> float:
-        "The fraction of logits whose sign is that of the target's class."
+        """Fraction of the logits whose sign agrees with the target.
+
+        Parameters
+        ----------
+        output : ndarray, any shape
+            Logits.
+        target : ndarray, shape of `output`
+            Labels 0 or 1, or probabilities.
+
+        Returns
+        -------
+        float
+            The accuracy, from 0 to 1.
+        """
         return float(((output >= 0) == (target >= 0.5)).mean())
 
 # %% ../nbs/mlp.ipynb #37810c65
 #| code-fold: true
 class CrossEntropyLoss(Loss):
-    "As `cross_entropy`, of logits (N, C, ...) and class numbers (N, ...)."
+    r"""Cross-entropy of logits, as a loss: the mean of $-\log p_y$.
+
+    Parameters
+    ----------
+    reduction : {"mean", "sum"}
+        Whether to average the losses of the examples or to add them.
+    ignore_index : int
+        Class number of examples that do not count, such as padding.
+    label_smoothing : float
+        Fraction of each target, 0 to 1, that is spread evenly over all
+        classes.
+
+    Raises
+    ------
+    TypeError
+        If `ignore_index` is no integer or `label_smoothing` no number.
+    ValueError
+        On another `reduction` or `label_smoothing`.
+
+    Notes
+    -----
+    `forward` takes logits (N, C, ...) and class numbers (N, ...), 0 to C - 1,
+    and gives the loss, a float. It raises TypeError on anything but real
+    numbers, and ValueError on shapes or class numbers that do not fit and
+    where no example counts.
+
+    References
+    ----------
+    Bishop, *Pattern Recognition and Machine Learning*, section 4.3.4; Szegedy
+    et al. (2016), section 7.
+    """
 
     def __init__(
         self,
@@ -647,20 +1076,15 @@ class CrossEntropyLoss(Loss):
         label_smoothing: float = 0.0,
     ):
         super().__init__(reduction)
-        self.ignore_index, self.label_smoothing = _class_options(
-            ignore_index, label_smoothing
-        )
+        options = _class_options(ignore_index, label_smoothing)
+        self.ignore_index, self.label_smoothing = options
 
     def forward(
         self, output: np.ndarray, target: ArrayLike
     ) -> tuple[float, Any]:
-        return _cross_entropy(
-            check_input(output, "output"),
-            target,
-            self.reduction,
-            self.ignore_index,
-            self.label_smoothing,
-        )
+        output = check_input(output, "output")
+        options = self.ignore_index, self.label_smoothing
+        return _cross_entropy(output, target, self.reduction, *options)
 
     def targets(
         self,
@@ -669,33 +1093,100 @@ class CrossEntropyLoss(Loss):
         dtype: DTypeLike,
         name: str = "target",
     ) -> np.ndarray:
-        "Class numbers of logits of that `shape` (N, C, ...), as int64 (N, ...)."
-        places = shape[:1] + shape[2:]
-        y = _class_numbers(
-            y, places, shape[1], self.ignore_index, name
-        ).reshape(places)
-        return np.where(y < 0, self.ignore_index, y)
+        """Class numbers as `forward` takes them, checked.
+
+        Parameters
+        ----------
+        y : array_like, shape (N, ...)
+            Class numbers, 0 to C - 1, or `ignore_index`.
+        shape : tuple of int
+            Shape (N, C, ...) of the logits.
+        dtype : dtype
+            Dtype of the logits; class numbers do not depend on it.
+        name : str
+            Name of the argument, for error messages.
+
+        Returns
+        -------
+        ndarray of int64, shape (N, ...)
+            The class numbers.
+
+        Raises
+        ------
+        TypeError
+            On anything but real numbers.
+        ValueError
+            On a shape or class numbers that do not fit, and where no example
+            counts.
+        """
+        target_shape = shape[:1] + shape[2:]
+        y = _class_numbers(y, target_shape, shape[1], self.ignore_index, name)
+        return np.where(y < 0, self.ignore_index, y).reshape(target_shape)
 
     def count(self, target: np.ndarray) -> int:
-        "The number of targets that are not ignored."
+        """Number of the targets that are not ignored.
+
+        Parameters
+        ----------
+        target : ndarray of int, any shape
+            Class numbers.
+
+        Returns
+        -------
+        int
+            How many differ from `ignore_index`.
+        """
         return int(np.count_nonzero(target != self.ignore_index))
 
     def accuracy(self, output: np.ndarray, target: np.ndarray) -> float:
-        "The fraction of the targets that have the largest logit."
-        correct = (output.argmax(axis=1) == target) & (
-            target != self.ignore_index
-        )
+        """Fraction of the targets that have the largest logit.
+
+        Parameters
+        ----------
+        output : ndarray, shape (N, C, ...)
+            Logits.
+        target : ndarray of int, shape (N, ...)
+            Class numbers; those that are ignored do not count.
+
+        Returns
+        -------
+        float
+            The accuracy, from 0 to 1.
+        """
+        counts = target != self.ignore_index
+        correct = (output.argmax(axis=1) == target) & counts
         return np.count_nonzero(correct) / self.count(target)
 
 # %% ../nbs/mlp.ipynb #b90653a2
 class Linear(Layer):
     r"""Dense layer $\mathbf{x}\mathbf{W}^\top + \mathbf{b}$.
 
-    - Takes (..., in_features), gives (..., out_features), in the dtype of its parameters:
-      `weight` (out_features, in_features) and, if `bias`, `bias` (out_features,).
-    - `rng`: a Generator or a seed for their first values, even in
-      $\pm 1/\sqrt{\text{in\_features}}$; `dtype`: float32 or float64.
-    - Raises ValueError or TypeError on sizes below 1 and on another dtype.
+    Parameters
+    ----------
+    in_features : int
+        Number of inputs.
+    out_features : int
+        Number of neurons.
+    bias : bool
+        Whether there is a bias.
+    rng : Generator, int or None
+        Source or seed of the initial parameters, which are drawn uniformly
+        from $\pm 1/\sqrt{\text{in\_features}}$.
+    dtype : dtype
+        Of the parameters: float32 or float64.
+
+    Raises
+    ------
+    ValueError
+        On sizes below 1 and a seed that is none.
+    TypeError
+        On sizes that are no integers and on another dtype.
+
+    Notes
+    -----
+    `params` has `weight` (out_features, in_features) and, if `bias`, `bias`
+    (out_features,). `forward` takes (..., in_features) and gives
+    (..., out_features), in the dtype of the parameters.
     """
 
     def __init__(
@@ -707,49 +1198,42 @@ class Linear(Layer):
         rng: np.random.Generator | int | None = None,
         dtype: DTypeLike = np.float32,
     ):
-        n, d = (
-            check_count(in_features, "in_features"),
-            check_count(out_features, "out_features"),
-        )
-        self.params = uniform_parameters(
-            {"weight": (d, n), "bias": (d,)}, n, rng, dtype
-        )
+        n = check_count(in_features, "in_features")
+        d = check_count(out_features, "out_features")
+        shapes = {"weight": (d, n), "bias": (d,)}
+        self.params = uniform_parameters(shapes, n, rng, dtype)
         if not bias:
             del self.params["bias"]
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
-        weight, bias = self.params["weight"], self.params.get("bias")
+        weight = self.params["weight"]
+        d, n = weight.shape
         x = check_input(x, like=weight)
-        if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-            raise ValueError(
-                f"x: expected shape (..., {weight.shape[1]}), got {x.shape}"
-            )
-        flat = x if x.ndim == 2 else x.reshape(-1, weight.shape[1])
-        y = np.dot(flat, weight.T)
-        if bias is not None:
-            y += bias
-        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], len(weight)), x
+        if x.ndim == 0 or x.shape[-1] != n:
+            raise ValueError(f"x: expected shape (..., {n}), got {x.shape}")
+        y = np.dot(x.reshape(-1, n), weight.T)
+        if "bias" in self.params:
+            y += self.params["bias"]
+        return y.reshape(*x.shape[:-1], d), x
 
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
         weight, x = self.params["weight"], cache
-        check_array(grad, (*x.shape[:-1], len(weight)), x.dtype)
-        flat = grad.reshape(-1, len(weight))
-        grads = {"weight": np.dot(flat.T, x.reshape(-1, weight.shape[1]))}
+        d, n = weight.shape
+        check_array(grad, (*x.shape[:-1], d), x.dtype)
+        flat = grad.reshape(-1, d)
+        grads = {"weight": np.dot(flat.T, x.reshape(-1, n))}
         if "bias" in self.params:
             grads["bias"] = np.add.reduce(flat, axis=0)
-        return np.dot(flat, weight).reshape(
-            x.shape
-        ) if input_grad else None, grads
+        if not input_grad:
+            return None, grads
+        return np.dot(flat, weight).reshape(x.shape), grads
 
     def __repr__(self) -> str:
         d, n = self.params["weight"].shape
-        return (
-            f"Linear({n}, {d}"
-            + ("" if "bias" in self.params else ", bias=False")
-            + ")"
-        )
+        bias = "" if "bias" in self.params else ", bias=False"
+        return f"Linear({n}, {d}{bias})"
 
 # %% ../nbs/mlp.ipynb #4e23fc57
 def linear(
@@ -757,10 +1241,26 @@ def linear(
 ) -> np.ndarray:
     r"""Dense layer, $\mathbf{x}\mathbf{W}^\top + \mathbf{b}$.
 
-    - `x`: (..., n); `weight`: (d, n); `bias`: (d,) or None. Returns (..., d) in the dtype
-      of `x`.
-    - Raises TypeError on what is not real numbers, ValueError on NaN, infinity, shapes
-      that do not fit, and overflow.
+    Parameters
+    ----------
+    x : array_like, shape (..., n)
+        Inputs.
+    weight : array_like, shape (d, n)
+        Weights, one row for each neuron.
+    bias : array_like, shape (d,), or None
+        Biases, if any.
+
+    Returns
+    -------
+    ndarray, shape (..., d)
+        Outputs, in float32 if `x` is float32, else in float64.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity, shapes that do not fit, and overflow.
     """
     x, weight = _dense_arguments(x, weight)
     if bias is not None:
@@ -774,38 +1274,60 @@ def linear(
 def linear_backward(
     grad: ArrayLike, x: ArrayLike, weight: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradients by `x` (..., n), `weight` (d, n) and bias (d,) of `linear`.
+    """Gradients of `linear` with respect to input, weight and bias.
 
-    - `grad`: (..., d), that by its answer. Errors as for `linear`.
+    Parameters
+    ----------
+    grad : array_like, shape (..., d)
+        Gradient with respect to the output.
+    x : array_like, shape (..., n)
+        Inputs.
+    weight : array_like, shape (d, n)
+        Weights, one row for each neuron.
+
+    Returns
+    -------
+    grad_x : ndarray, shape (..., n)
+        Gradient with respect to the inputs, in the dtype of the output.
+    grad_weight : ndarray, shape (d, n)
+        Gradient with respect to the weights.
+    grad_bias : ndarray, shape (d,)
+        Gradient with respect to the biases.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity and on shapes that do not fit.
     """
     x, weight = _dense_arguments(x, weight)
-    grad = as_float(grad, "grad", (*x.shape[:-1], len(weight)), x.dtype)
-    flat = grad.reshape(-1, len(weight))
-    return (
-        np.dot(flat, weight).reshape(x.shape),
-        np.dot(flat.T, x.reshape(-1, x.shape[-1])),
-        flat.sum(axis=0),
-    )
+    d, n = weight.shape
+    grad = as_float(grad, "grad", (*x.shape[:-1], d), x.dtype)
+    flat = grad.reshape(-1, d)
+    grad_x = np.dot(flat, weight).reshape(x.shape)
+    grad_weight = np.dot(flat.T, x.reshape(-1, n))
+    return grad_x, grad_weight, flat.sum(axis=0)
 
-
+# %% ../nbs/mlp.ipynb #a07aeaac
 def _dense_arguments(
     x: ArrayLike, weight: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
+    "Inputs (..., n) and weights (d, n) of a dense layer, checked."
     x = as_float(x, "x")
     weight = as_float(weight, "weight", (None, None), x.dtype)
-    if 0 in weight.shape:
+    n = weight.shape[1]
+    if weight.size == 0:
         raise ValueError(
             f"weight: expected at least one weight, got {weight.shape}"
         )
-    if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"x: expected shape (..., {weight.shape[1]}), got {x.shape}"
-        )
+    if x.ndim == 0 or x.shape[-1] != n:
+        raise ValueError(f"x: expected shape (..., {n}), got {x.shape}")
     return x, weight
 
 # %% ../nbs/mlp.ipynb #fd27f769
 class _Activation(Layer):
-    "An activation with a slope that is known from its answer."
+    "An activation whose derivative is known from its output."
 
     _forward: Any
     _derivative: Any
@@ -821,36 +1343,61 @@ class _Activation(Layer):
 
 # %% ../nbs/mlp.ipynb #fed5b28a
 class Sigmoid(_Activation):
-    "The sigmoid of each entry, as a layer; float32 and float64 stay."
+    r"""Sigmoid activation $1 / (1 + e^{-x})$, as a layer.
 
-    _forward, _derivative = (
-        staticmethod(sigmoid_kernel),
-        staticmethod(sigmoid_grad_kernel),
-    )
+    Notes
+    -----
+    `forward` takes and gives any shape, (...); float32 and float64 are kept.
+    """
+
+    _forward = staticmethod(sigmoid_kernel)
+    _derivative = staticmethod(sigmoid_grad_kernel)
 
 # %% ../nbs/mlp.ipynb #8c911d77
 class Tanh(_Activation):
-    "The hyperbolic tangent of each entry, as a layer; float32 and float64 stay."
+    """Hyperbolic tangent, as a layer.
 
-    _forward, _derivative = (
-        staticmethod(tanh_kernel),
-        staticmethod(tanh_grad_kernel),
-    )
+    Notes
+    -----
+    `forward` takes and gives any shape, (...); float32 and float64 are kept.
+    """
+
+    _forward = staticmethod(tanh_kernel)
+    _derivative = staticmethod(tanh_grad_kernel)
 
 # %% ../nbs/mlp.ipynb #14e44cb8
 class ReLU(_Activation):
-    "Each entry, or 0 where it is negative, as a layer; float32 and float64 stay."
+    """ReLU activation, the larger of x and 0, as a layer.
 
-    _forward, _derivative = (
-        staticmethod(relu_kernel),
-        staticmethod(relu_grad_kernel),
-    )
+    Notes
+    -----
+    `forward` takes and gives any shape, (...); float32 and float64 are kept.
+    """
+
+    _forward = staticmethod(relu_kernel)
+    _derivative = staticmethod(relu_grad_kernel)
 
 # %% ../nbs/mlp.ipynb #0963bb36
 class GELU(Layer):
-    """GELU of each entry, as a layer; float32 and float64 stay.
+    r"""GELU activation, $x\,\Phi(x)$, as a layer.
 
-    - `approximate`: "none" or "tanh"; ValueError on others.
+    Parameters
+    ----------
+    approximate : {"none", "tanh"}
+        Whether to approximate $\Phi$ by a hyperbolic tangent.
+
+    Raises
+    ------
+    ValueError
+        On another `approximate`.
+
+    Notes
+    -----
+    `forward` takes and gives any shape, (...); float32 and float64 are kept.
+
+    References
+    ----------
+    Hendrycks and Gimpel (2016).
     """
 
     def __init__(self, approximate: str = "none"):
@@ -860,26 +1407,36 @@ class GELU(Layer):
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         x = check_input(x)
-        return apply_elementwise(_gelu_kernels(self.approximate)[0], x), x
+        kernel, _ = _gelu_kernels(self.approximate)
+        return apply_elementwise(kernel, x), x
 
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        return apply_elementwise(
-            _gelu_kernels(self.approximate)[1], cache, grad
-        ), {}
+        _, kernel = _gelu_kernels(self.approximate)
+        return apply_elementwise(kernel, cache, grad), {}
 
 # %% ../nbs/mlp.ipynb #ad269a59
 class Softmax(Layer):
-    """Softmax along the axis `dim`, as a layer; float32 and float64 stay.
+    """Softmax along an axis, as a layer.
 
-    - Raises ValueError or TypeError in `forward` where `x` has no such axis.
+    Parameters
+    ----------
+    dim : int
+        Axis along which the outputs sum to 1.
+
+    Notes
+    -----
+    `forward` takes and gives any shape, (...); float32 and float64 are kept.
+    It raises ValueError or TypeError where `x` has no such axis.
+
+    References
+    ----------
+    Bishop, *Pattern Recognition and Machine Learning*, section 4.3.4.
     """
 
-    _forward, _derivative = (
-        staticmethod(softmax_kernel),
-        staticmethod(softmax_grad_kernel),
-    )
+    _forward = staticmethod(softmax_kernel)
+    _derivative = staticmethod(softmax_grad_kernel)
 
     def __init__(self, dim: int = -1):
         super().__init__()
@@ -896,9 +1453,14 @@ class Softmax(Layer):
 
 # %% ../nbs/mlp.ipynb #749996ac
 class LogSoftmax(Softmax):
-    "The logarithm of `Softmax`, overflow-safe, as a layer."
+    """Logarithm of the softmax along an axis, as a layer; without overflow.
 
-    _forward, _derivative = (
-        staticmethod(log_softmax_kernel),
-        staticmethod(log_softmax_grad_kernel),
-    )
+    Notes
+    -----
+    `LogSoftmax(dim=-1)` takes the axis along which the probabilities sum to 1.
+    `forward` takes and gives any shape, (...); float32 and float64 are kept.
+    It raises ValueError or TypeError where `x` has no such axis.
+    """
+
+    _forward = staticmethod(log_softmax_kernel)
+    _derivative = staticmethod(log_softmax_grad_kernel)

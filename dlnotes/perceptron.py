@@ -19,15 +19,16 @@ __all__ = ['weighted_sum', 'heaviside', 'perceptron_forward', 'perceptron_update
            'perceptron_grad', 'epoch_kernel', 'perceptron_epoch', 'Perceptron']
 
 # %% ../nbs/perceptron.ipynb #d1a19bf2
-def _neuron(
+def _check_neuron(
     x: ArrayLike, weight: ArrayLike, bias: ArrayLike
 ) -> tuple[np.ndarray, ...]:
-    "The arguments of a neuron, checked: (..., n), (n,) and (), in the dtype of `x`."
+    "A neuron's arguments: (..., n), (n,) and (), in the dtype of `x`."
     x = as_float(x, "x")
     if x.ndim == 0:
         raise ValueError("x: expected shape (..., n), got ()")
     weight = as_float(weight, "weight", x.shape[-1:], x.dtype)
-    return x, weight, as_float(bias, "bias", (), x.dtype)
+    bias = as_float(bias, "bias", (), x.dtype)
+    return x, weight, bias
 
 # %% ../nbs/perceptron.ipynb #fcdf8b33
 def weighted_sum(
@@ -35,13 +36,32 @@ def weighted_sum(
 ) -> np.ndarray:
     r"""Net input of one neuron, $z = \mathbf{w}^\top \mathbf{x} + b$.
 
-    - `x`: (..., n), one example or many; `weight`: (n,); `bias`: a number.
-    - Returns (...) in the dtype of `x`.
-    - Raises ValueError on shapes that do not fit and on overflow, TypeError on what is
-      not numbers.
-    - Source: Rosenblatt (1958).
+    Parameters
+    ----------
+    x : array_like, shape (..., n)
+        One example or many.
+    weight : array_like, shape (n,)
+        Weights of the neuron.
+    bias : array_like, shape ()
+        Bias of the neuron.
+
+    Returns
+    -------
+    ndarray, shape (...)
+        Net input of each example, in the dtype of `x`.
+
+    Raises
+    ------
+    ValueError
+        On shapes that do not fit, NaN or infinity, and overflow.
+    TypeError
+        On anything but real numbers.
+
+    References
+    ----------
+    Rosenblatt (1958).
     """
-    x, weight, bias = _neuron(x, weight, bias)
+    x, weight, bias = _check_neuron(x, weight, bias)
     with np.errstate(over="ignore", invalid="ignore"):
         return as_float(x @ weight + bias, "weighted sum of x", dtype=x.dtype)
 
@@ -49,8 +69,22 @@ def weighted_sum(
 def heaviside(z: ArrayLike) -> np.ndarray:
     """Step function: 1 where `z` >= 0, else 0.
 
-    - `z`: any shape. Returns the same shape and float dtype.
-    - Raises TypeError on what is not real numbers, ValueError on NaN or infinity.
+    Parameters
+    ----------
+    z : array_like, any shape
+        Net inputs.
+
+    Returns
+    -------
+    ndarray, shape of `z`
+        Zeros and ones, in float32 where `z` is float32, else in float64.
+
+    Raises
+    ------
+    TypeError
+        On anything but real numbers.
+    ValueError
+        On NaN or infinity.
     """
     z = as_float(z, "z")
     return np.heaviside(z, z.dtype.type(1))
@@ -59,9 +93,32 @@ def heaviside(z: ArrayLike) -> np.ndarray:
 def perceptron_forward(
     x: ArrayLike, weight: ArrayLike, bias: ArrayLike = 0.0
 ) -> np.ndarray:
-    """Answers of one neuron: the step function of the weighted sum.
+    """Predictions of one neuron: the step function of the weighted sum.
 
-    - Shapes, dtypes and errors as for `weighted_sum`; the values are 0 and 1.
+    Parameters
+    ----------
+    x : array_like, shape (..., n)
+        One example or many.
+    weight : array_like, shape (n,)
+        Weights of the neuron.
+    bias : array_like, shape ()
+        Bias of the neuron.
+
+    Returns
+    -------
+    ndarray, shape (...)
+        Predicted label of each example, 0 or 1, in the dtype of `x`.
+
+    Raises
+    ------
+    ValueError
+        On shapes that do not fit, NaN or infinity, and overflow.
+    TypeError
+        On anything but real numbers.
+
+    References
+    ----------
+    Rosenblatt (1958).
     """
     return heaviside(weighted_sum(x, weight, bias))
 
@@ -73,26 +130,56 @@ def perceptron_update(
     bias: ArrayLike = 0.0,
     lr: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""One step of the rule: $\eta (y - \hat y) \mathbf{x}$ is added to the weights.
+    r"""One step of the perceptron rule, for a single example.
 
-    - `x`: (n,), one example; `y`: its label, 0 or 1; `weight`: (n,); `bias`: a number;
-      `lr`: the learning rate $\eta$.
-    - Returns the new weight and bias; those passed in are left as they were.
-    - Raises ValueError on a shape or label that does not fit, TypeError on what is not
-      numbers.
-    - Source: Rosenblatt (1962).
+    Adds $\eta (y - \hat y) \mathbf{x}$ to the weights and $\eta (y - \hat y)$
+    to the bias. The arrays passed in are left as they are.
+
+    Parameters
+    ----------
+    x : array_like, shape (n,)
+        The example.
+    y : int
+        Its label, 0 or 1.
+    weight : array_like, shape (n,)
+        Weights of the neuron.
+    bias : array_like, shape ()
+        Bias of the neuron.
+    lr : float
+        Learning rate $\eta$.
+
+    Returns
+    -------
+    weight : ndarray, shape (n,)
+        The new weights, in the dtype of `x`.
+    bias : ndarray, shape ()
+        The new bias, in the dtype of `x`.
+
+    Raises
+    ------
+    ValueError
+        On a shape or label that does not fit, NaN or infinity.
+    TypeError
+        On anything but real numbers.
+
+    References
+    ----------
+    Rosenblatt (1962).
     """
-    x, weight, bias = _neuron(as_float(x, "x", (None,)), weight, bias)
+    x, weight, bias = _check_neuron(as_float(x, "x", (None,)), weight, bias)
     error = as_labels([y], "y", 1) - perceptron_forward(x, weight, bias)
-    step = (as_float(lr, "lr", (), x.dtype) * error)[0].astype(x.dtype)
+    rate = as_float(lr, "lr", (), x.dtype)
+    step = (rate * error)[0].astype(x.dtype)
     return weight + step * x, bias + step
 
 # %% ../nbs/perceptron.ipynb #ad061c21
-def _examples(
+def _check_examples(
     x: ArrayLike, y: ArrayLike, weight: ArrayLike, bias: ArrayLike
 ) -> tuple[np.ndarray, ...]:
-    "Checked as for `_neuron`: (m, n) examples, (m,) labels, and a neuron."
-    x, weight, bias = _neuron(as_float(x, "x", (None, None)), weight, bias)
+    "Labeled examples (m, n) and (m,) and a neuron (n,) and (), checked."
+    x, weight, bias = _check_neuron(
+        as_float(x, "x", (None, None)), weight, bias
+    )
     if len(x) == 0:
         raise ValueError(
             f"x: expected at least one example, got shape {x.shape}"
@@ -103,38 +190,89 @@ def _examples(
 def margin(
     x: ArrayLike, y: ArrayLike, weight: ArrayLike, bias: ArrayLike = 0.0
 ) -> float:
-    r"""Margin $\gamma = \min_i s_i z_i / \sqrt{\lVert\mathbf{w}\rVert^2 + b^2}$ of a neuron.
+    r"""Margin of a neuron, the distance of the nearest example.
 
-    - `x`: (m, n); `y`: (m,) labels 0 or 1; `weight`: (n,); `bias`: a number.
-    - Positive only if every example is right. The bias counts as a weight here, so this
-      is not quite the distance from the boundary, which leaves $b$ out of the root.
-    - Raises ValueError on shapes or labels that do not fit, and where weight and bias
-      are all zero; TypeError on what is not numbers.
-    - Source: Novikoff (1962).
+    $\gamma = \min_i s_i z_i / \sqrt{\lVert\mathbf{w}\rVert^2 + b^2}$ with
+    $s = 2y - 1$, positive only if all examples are classified correctly. The
+    bias counts as a weight, so this is not quite the distance from the
+    boundary, which leaves $b$ out of the norm.
+
+    Parameters
+    ----------
+    x : array_like, shape (m, n)
+        Examples.
+    y : array_like, shape (m,)
+        Their labels, 0 or 1.
+    weight : array_like, shape (n,)
+        Weights of the neuron.
+    bias : array_like, shape ()
+        Bias of the neuron.
+
+    Returns
+    -------
+    float
+        The margin $\gamma$.
+
+    Raises
+    ------
+    ValueError
+        On shapes or labels that do not fit, NaN or infinity, and where weight
+        and bias are all zero.
+    TypeError
+        On anything but real numbers.
+
+    References
+    ----------
+    Novikoff (1962).
     """
-    x, y, weight, bias = _examples(x, y, weight, bias)
+    x, y, weight, bias = _check_examples(x, y, weight, bias)
     w = np.append(weight, bias).astype(np.float64)
     if not w.any():
         raise ValueError("weight: expected a weight or bias that is not zero")
     w /= abs(w).max()  # so that no square overflows or vanishes
-    return float(
-        ((2 * y - 1) * (x @ w[:-1] + w[-1])).min() / np.linalg.norm(w)
-    )
+    sz = (2 * y - 1) * (x @ w[:-1] + w[-1])
+    return float(sz.min() / np.linalg.norm(w))
 
 # %% ../nbs/perceptron.ipynb #cce22e7d
 def mistake_bound(
     x: ArrayLike, y: ArrayLike, weight: ArrayLike, bias: ArrayLike = 0.0
 ) -> float:
-    r"""Novikoff's bound $(R / \gamma)^2$ on all mistakes made from zero weights.
+    r"""Novikoff's bound $(R / \gamma)^2$ on the mistakes from zero weights.
 
-    - Arguments and errors as for `margin`: any neuron that separates the examples; the
-      one of largest margin gives the sharpest bound. Infinite where it does not separate.
-    - Source: Novikoff (1962).
+    Parameters
+    ----------
+    x : array_like, shape (m, n)
+        Examples.
+    y : array_like, shape (m,)
+        Their labels, 0 or 1.
+    weight : array_like, shape (n,)
+        Weights of any neuron that separates the examples; the one of the
+        largest margin gives the sharpest bound.
+    bias : array_like, shape ()
+        Bias of that neuron.
+
+    Returns
+    -------
+    float
+        The bound; infinite if the neuron does not separate the examples.
+
+    Raises
+    ------
+    ValueError
+        On shapes or labels that do not fit, NaN or infinity, and where weight
+        and bias are all zero.
+    TypeError
+        On anything but real numbers.
+
+    References
+    ----------
+    Novikoff (1962).
     """
     gamma = margin(x, y, weight, bias)
     x = as_float(x, "x", dtype=np.float64)
-    size = max(1, abs(x).max(initial=0))
-    radius = size * np.sqrt(size**-2.0 + ((x / size) ** 2).sum(axis=1).max())
+    scale = max(1, abs(x).max(initial=0))  # so that no square overflows
+    squares = scale**-2.0 + ((x / scale) ** 2).sum(axis=1).max()
+    radius = scale * np.sqrt(squares)
     ratio = float(radius / gamma) if gamma > 0 else np.inf
     return ratio * ratio
 
@@ -144,51 +282,113 @@ def perceptron_loss(
 ) -> float:
     r"""Perceptron criterion, the mean of $\max(0, -s z)$ with $s = 2y - 1$.
 
-    - `x`: (m, n); `y`: (m,) labels 0 or 1; `weight`: (n,); `bias`: a number.
-    - Raises ValueError on shapes or labels that do not fit, TypeError on what is not
-      numbers.
-    - Source: Bishop, *Pattern Recognition and Machine Learning*, section 4.1.7.
+    Parameters
+    ----------
+    x : array_like, shape (m, n)
+        Examples.
+    y : array_like, shape (m,)
+        Their labels, 0 or 1.
+    weight : array_like, shape (n,)
+        Weights of the neuron.
+    bias : array_like, shape ()
+        Bias of the neuron.
+
+    Returns
+    -------
+    float
+        The loss, 0 if all examples are classified correctly.
+
+    Raises
+    ------
+    ValueError
+        On shapes or labels that do not fit, NaN or infinity, and overflow.
+    TypeError
+        On anything but real numbers.
+
+    References
+    ----------
+    Bishop, *Pattern Recognition and Machine Learning*, section 4.1.7.
     """
-    x, y, weight, bias = _examples(x, y, weight, bias)
-    return float(
-        np.maximum(0, (1 - 2 * y) * weighted_sum(x, weight, bias)).mean()
-    )
+    x, y, weight, bias = _check_examples(x, y, weight, bias)
+    z = weighted_sum(x, weight, bias)
+    return float(np.maximum(0, (1 - 2 * y) * z).mean())
 
 # %% ../nbs/perceptron.ipynb #8e2978ff
 def perceptron_grad(
     x: ArrayLike, y: ArrayLike, weight: ArrayLike, bias: ArrayLike = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""Gradient of `perceptron_loss`: the means of $(\hat y - y)\,\mathbf{x}$ and $\hat y - y$.
+    r"""Gradient of `perceptron_loss` with respect to weight and bias.
 
-    - Arguments and errors as for `perceptron_loss`. Returns the gradients by weight (n,)
-      and bias (), in the dtype of `x`.
-    - Where some $z$ is 0, the criterion has a kink; this is one of its subgradients.
-    - Source: as for `perceptron_loss`.
+    The means of $(\hat y - y)\,\mathbf{x}$ and $\hat y - y$. Where some $z$ is
+    0 the loss has a kink; this is one of its subgradients.
+
+    Parameters
+    ----------
+    x : array_like, shape (m, n)
+        Examples.
+    y : array_like, shape (m,)
+        Their labels, 0 or 1.
+    weight : array_like, shape (n,)
+        Weights of the neuron.
+    bias : array_like, shape ()
+        Bias of the neuron.
+
+    Returns
+    -------
+    grad_weight : ndarray, shape (n,)
+        Gradient with respect to the weights, in the dtype of `x`.
+    grad_bias : ndarray, shape ()
+        Gradient with respect to the bias, in the dtype of `x`.
+
+    Raises
+    ------
+    ValueError
+        On shapes or labels that do not fit, NaN or infinity, and overflow.
+    TypeError
+        On anything but real numbers.
+
+    References
+    ----------
+    Bishop, *Pattern Recognition and Machine Learning*, section 4.1.7.
     """
-    x, y, weight, bias = _examples(x, y, weight, bias)
+    x, y, weight, bias = _check_examples(x, y, weight, bias)
     error = (perceptron_forward(x, weight, bias) - y).astype(x.dtype)
     return error @ x / x.dtype.type(len(x)), error.mean()
 
 # %% ../nbs/perceptron.ipynb #3efac326
 @compiled()
-def epoch_kernel(x, y, order, w, a, lr, one, seen):
-    "One pass over the rows `order` of x (m, n); changes w and a (n + 1,), returns the mistakes."
-    n, mistakes = x.shape[1], 0
+def epoch_kernel(x, y, order, w, a, lr, one, shown):
+    "Mistakes of an epoch over x (m, n), y (m,); updates w and a (n + 1,)."
+    n = x.shape[1]
+    mistakes = 0
     for k in range(order.size):
-        row, z = x[order[k]], one * w[n]
+        row = x[order[k]]
+        z = one * w[n]
         for j in range(n):
             z += row[j] * w[j]
         if y[order[k]] != (z >= 0):
             step = lr if y[order[k]] else -lr
             for j in range(n):
                 w[j] += step * row[j]
-                a[j] += (seen + k) * step * row[j]
+                a[j] += (shown + k) * step * row[j]
             w[n] += step * one
-            a[n] += (seen + k) * step * one
+            a[n] += (shown + k) * step * one
             mistakes += 1
     return mistakes
 
 # %% ../nbs/perceptron.ipynb #7c2c5497
+def _check_order(order: ArrayLike | None, m: int) -> np.ndarray:
+    "The rows to visit, of `m`, as int32; None: each once, in order."
+    if order is None:
+        return np.arange(m, dtype=np.int32)
+    rows = as_labels(order, "order", None, m)
+    if np.asarray(order).dtype == bool:
+        raise TypeError(
+            "order: expected row numbers, got a mask: use np.flatnonzero"
+        )
+    return rows.astype(np.int32)
+
+# %% ../nbs/perceptron.ipynb #a9860abb
 def perceptron_epoch(
     x: ArrayLike,
     y: ArrayLike,
@@ -197,37 +397,52 @@ def perceptron_epoch(
     lr: float = 1.0,
     order: ArrayLike | None = None,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """One epoch of the rule: `perceptron_update` on each example in turn, compiled.
+    """One epoch of the perceptron rule, compiled.
 
-    - `x`: (m, n); `y`: (m,) labels 0 or 1; `weight`: (n,); `bias`: a number;
-      `lr`: the learning rate.
-    - `order`: the rows to visit, in this order; all of them once by default.
-    - Returns the new weight and bias, in the dtype of `x`, and the number of mistakes.
-    - Raises ValueError on shapes, labels or row numbers that do not fit, TypeError on
-      what is not numbers.
-    - Source: Rosenblatt (1962).
+    Does the same as `perceptron_update` on each example in turn.
+
+    Parameters
+    ----------
+    x : array_like, shape (m, n)
+        Examples.
+    y : array_like, shape (m,)
+        Their labels, 0 or 1.
+    weight : array_like, shape (n,)
+        Weights of the neuron.
+    bias : array_like, shape ()
+        Bias of the neuron.
+    lr : float
+        Learning rate.
+    order : array_like of int, shape (k,), optional
+        Rows of `x` to visit, in this order; by default all of them once.
+
+    Returns
+    -------
+    weight : ndarray, shape (n,)
+        The new weights, in the dtype of `x`.
+    bias : ndarray, shape ()
+        The new bias, in the dtype of `x`.
+    mistakes : int
+        Number of examples that were misclassified when they were visited.
+
+    Raises
+    ------
+    ValueError
+        On shapes, labels or row numbers that do not fit, NaN or infinity.
+    TypeError
+        On anything but real numbers, and where `order` is a boolean mask.
+
+    References
+    ----------
+    Rosenblatt (1962).
     """
-    x, y, weight, bias = _examples(x, y, weight, bias)
-    rows = (
-        range(len(x))
-        if order is None
-        else as_labels(order, "order", None, len(x))
-    )
-    if np.asarray(order).dtype == bool:
-        raise TypeError(
-            "order: expected row numbers, got a mask: use np.flatnonzero"
-        )
-    w, number = np.append(weight, bias), x.dtype.type
-    mistakes = unrolled_epoch(
-        x,
-        y == 1,
-        np.array(rows, np.int32),
-        w,
-        np.zeros(w.size),
-        number(as_float(lr, "lr", (), x.dtype)),
-        number(1),
-        0,
-    )
+    x, y, weight, bias = _check_examples(x, y, weight, bias)
+    rows = _check_order(order, len(x))
+    scalar = x.dtype.type
+    rate = scalar(as_float(lr, "lr", (), x.dtype))
+    w = np.append(weight, bias)
+    a = np.zeros(w.size)
+    mistakes = unrolled_epoch(x, y == 1, rows, w, a, rate, scalar(1), 0)
     return w[:-1], w[-1], mistakes
 
 # %% ../nbs/perceptron.ipynb #9abb70f6
@@ -243,27 +458,49 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 # %% ../nbs/perceptron.ipynb #139ff2bb
 @compiled()
 def _shuffle(order, bits):
-    "Fisher and Yates' shuffle, in place; `bits`: a random uint32 for each entry."
+    "Shuffle in place, by Fisher and Yates; `bits`: a uint32 for each entry."
     for i in range(order.size - 1, 0, -1):
         j = (np.uint64(bits[i]) * np.uint64(i + 1)) >> np.uint64(32)
         order[i], order[j] = order[j], order[i]
 
 # %% ../nbs/perceptron.ipynb #38cd1fe5
 class Perceptron(ClassifierMixin, BaseEstimator):
-    r"""Perceptron classifier: one neuron, or one a class, learning from its mistakes.
+    r"""Perceptron classifier: one neuron, or one for each class.
 
-    - `eta0`: learning rate; as the weights begin at zero, it only scales them.
-    - `max_iter`: most epochs of `fit`; it ends after an epoch without a mistake.
-    - `fit_intercept`: whether to learn a bias.
-    - `shuffle`: whether to visit the examples in a new order in each epoch.
-    - `average`: use the mean of the weights after each example, not the last ones.
-    - `random_state`: a seed, a NumPy Generator or RandomState; None: a fresh one.
+    Parameters
+    ----------
+    eta0 : float
+        Learning rate; as the weights begin at zero, it only scales them.
+    max_iter : int
+        Maximum number of epochs of `fit`, which ends after an epoch without a
+        mistake.
+    fit_intercept : bool
+        Whether to learn a bias.
+    shuffle : bool
+        Whether to visit the examples in a new order in each epoch.
+    average : bool
+        Whether to use the mean of the weights after each example instead of
+        the last ones.
+    random_state : int, Generator, RandomState or None
+        Seed or source of the orders; None takes a fresh one.
 
-    Learnt, with k = 1 for two classes, otherwise one row a class: `coef_` (k, n) and
-    `intercept_` (k,) in the dtype of the data; `classes_`; `n_iter_`, the epochs run;
-    `mistakes_` (n_iter_, k), the mistakes of each.
+    Attributes
+    ----------
+    coef_ : ndarray, shape (k, n)
+        Weights in the dtype of the data; k = 1 for two classes, otherwise one
+        row for each class.
+    intercept_ : ndarray, shape (k,)
+        Biases in the dtype of the data.
+    classes_ : ndarray
+        Labels of the classes, sorted.
+    n_iter_ : int
+        Number of epochs run.
+    mistakes_ : ndarray, shape (n_iter_, k)
+        Mistakes of each neuron in each epoch.
 
-    Source: Rosenblatt (1962); averaging: Freund and Schapire (1999).
+    References
+    ----------
+    Rosenblatt (1962); averaging: Freund and Schapire (1999).
     """
 
     def __init__(
@@ -284,47 +521,78 @@ class Perceptron(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Perceptron:
-        """Learn from `X` (m, n) and `y` (m,) until an epoch has no mistake.
+        """Learn until an epoch has no mistake, or for `max_iter` epochs.
 
-        Returns self; warns ConvergenceWarning if all `max_iter` epochs had mistakes;
-        raises ValueError on data or settings that do not fit.
+        Parameters
+        ----------
+        X : array_like, shape (m, n)
+            Examples.
+        y : array_like, shape (m,)
+            Their classes.
+
+        Returns
+        -------
+        Perceptron
+            The classifier itself.
+
+        Raises
+        ------
+        ValueError
+            On data or settings that do not fit.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If all `max_iter` epochs had mistakes.
         """
         if hasattr(self, "classes_"):
             del self.classes_  # a fit that fails leaves nothing to go on from
-        X, y = self._checked(X, y)
-        self._start(np.unique(y), X, "y")
+        X, y = self._check_data(X, y)
+        self._initialize(np.unique(y), X, "y")
         active = np.ones(len(self._weight), bool)
-        while active.any() and self.n_iter_ < self.max_iter:
-            active &= (
-                self._pass(X, y, active) > 0
-            )  # no mistakes: nothing will change
-        if active.any():
-            warnings.warn(
-                f"still {self.mistakes_[-1].sum()} mistakes after {self.n_iter_} "
-                "epochs; perhaps no hyperplane separates the classes",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+        for _ in range(self.max_iter):
+            active &= self._run_epoch(X, y, active) > 0
+            if not active.any():
+                return self
+        warnings.warn(
+            f"still {self.mistakes_[-1].sum()} mistakes after {self.n_iter_} "
+            "epochs; perhaps no hyperplane separates the classes",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
         return self
 
     def partial_fit(
         self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None
     ) -> Perceptron:
-        """One epoch over `X` (m, n) and `y` (m,); the first call must name all `classes`.
+        """Run one epoch, starting from the present weights.
 
-        Returns self; raises ValueError on data, classes or settings that do not fit.
+        Parameters
+        ----------
+        X : array_like, shape (m, n)
+            Examples.
+        y : array_like, shape (m,)
+            Their classes.
+        classes : array_like, optional
+            All classes there are; the first call must name them.
+
+        Returns
+        -------
+        Perceptron
+            The classifier itself.
+
+        Raises
+        ------
+        ValueError
+            On data, classes or settings that do not fit.
         """
         first = not hasattr(self, "classes_")
         if first and classes is None:
             raise ValueError(
                 "classes: must be given in the first call of partial_fit"
             )
-        X, y = self._checked(X, y, reset=first)
-        known = (
-            self.classes_
-            if classes is None
-            else np.unique(np.asarray(classes))
-        )
+        X, y = self._check_data(X, y, reset=first)
+        known = self.classes_ if classes is None else np.unique(classes)
         if not first and not np.array_equal(known, self.classes_):
             raise ValueError(
                 f"classes: expected {self.classes_} again, got {known}"
@@ -334,14 +602,29 @@ class Perceptron(ClassifierMixin, BaseEstimator):
                 f"y: expected classes {known}, got {np.unique(y)}"
             )
         if first:
-            self._start(known, X, "classes")
-        self._pass(X, y, np.ones(len(self._weight), bool))
+            self._initialize(known, X, "classes")
+        self._run_epoch(X, y, np.ones(len(self._weight), bool))
         return self
 
     def decision_function(self, X: ArrayLike) -> np.ndarray:
-        """Net inputs of `X` (m, n): (m,) for two classes, else (m, k).
+        """Net inputs of the neurons.
 
-        Raises ValueError on a wrong number of inputs, NotFittedError before `fit`.
+        Parameters
+        ----------
+        X : array_like, shape (m, n)
+            Examples.
+
+        Returns
+        -------
+        ndarray, shape (m,) for two classes, else (m, k)
+            Net input of each example and neuron.
+
+        Raises
+        ------
+        ValueError
+            On a wrong number of inputs.
+        NotFittedError
+            If neither `fit` nor `partial_fit` was called before.
         """
         check_is_fitted(self, "classes_")
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
@@ -349,33 +632,58 @@ class Perceptron(ClassifierMixin, BaseEstimator):
         return z[:, 0] if len(self.classes_) == 2 else z
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        "The class of each row of `X` (m, n), as (m,)."
-        z = self.decision_function(X)
-        return self.classes_[
-            (z >= 0).astype(int) if z.ndim == 1 else z.argmax(axis=1)
-        ]
+        """Predicted class of each example.
 
-    def _checked(self, X, y, reset=True):
-        if not (isinstance(self.eta0, Real) and 1e-30 <= self.eta0 <= 1e30):
+        Parameters
+        ----------
+        X : array_like, shape (m, n)
+            Examples.
+
+        Returns
+        -------
+        ndarray, shape (m,)
+            Their predicted classes.
+
+        Raises
+        ------
+        ValueError
+            On a wrong number of inputs.
+        NotFittedError
+            If neither `fit` nor `partial_fit` was called before.
+        """
+        z = self.decision_function(X)
+        if z.ndim == 1:
+            return self.classes_[(z >= 0).astype(int)]
+        return self.classes_[z.argmax(axis=1)]
+
+    def _check_settings(self):
+        "Raise ValueError on an argument of the constructor that does not fit."
+        eta0, max_iter = self.eta0, self.max_iter
+        # float32 weights that were learned at such a rate are normal numbers
+        if not (isinstance(eta0, Real) and 1e-30 <= eta0 <= 1e30):
             raise ValueError(
-                f"eta0: expected a number from 1e-30 to 1e30, got {self.eta0!r}"
+                f"eta0: expected a number from 1e-30 to 1e30, got {eta0!r}"
             )
-        if not (isinstance(self.max_iter, Integral) and self.max_iter >= 1):
-            raise ValueError(
-                f"max_iter: expected 1, 2, ..., got {self.max_iter!r}"
-            )
+        if not (isinstance(max_iter, Integral) and max_iter >= 1):
+            raise ValueError(f"max_iter: expected 1, 2, ..., got {max_iter!r}")
         for name in ("fit_intercept", "shuffle", "average"):
-            if not isinstance(getattr(self, name), (bool, np.bool_)):
+            value = getattr(self, name)
+            if not isinstance(value, (bool, np.bool_)):
                 raise ValueError(
-                    f"{name}: expected True or False, got {getattr(self, name)!r}"
+                    f"{name}: expected True or False, got {value!r}"
                 )
+
+    def _check_data(self, X, y, reset=True):
+        "Examples and classes as arrays, once the settings are checked."
+        self._check_settings()
         X, y = validate_data(
             self, X, y, dtype=[np.float64, np.float32], order="C", reset=reset
         )
         check_classification_targets(y)
         return X, y
 
-    def _start(self, classes, X, name):
+    def _initialize(self, classes, X, name):
+        "Zero weights and a generator; `name`: where the classes are from."
         if len(classes) < 2:
             raise ValueError(
                 f"{name}: expected at least 2 classes, got 1 class, {classes}"
@@ -383,43 +691,54 @@ class Perceptron(ClassifierMixin, BaseEstimator):
         seed = self.random_state
         if not isinstance(seed, np.random.Generator):
             seed = check_random_state(seed).randint(2**31, size=4)
-        k, n = 1 if len(classes) == 2 else len(classes), X.shape[1]
-        self.classes_, self._rng = classes, np.random.default_rng(seed)
-        self._weight, self._sum = (
-            np.zeros((k, n + 1), X.dtype),
-            np.zeros((k, n + 1)),
-        )
-        self.mistakes_, self._seen, self.n_iter_ = np.zeros((0, k), int), 0, 0
+        self.classes_ = classes
+        self._rng = np.random.default_rng(seed)
+        k = 1 if len(classes) == 2 else len(classes)
+        n = X.shape[1]
+        self._weight = np.zeros((k, n + 1), X.dtype)
+        self._sum = np.zeros((k, n + 1))
+        self._shown = 0
+        self.n_iter_ = 0
+        self.mistakes_ = np.zeros((0, k), int)
 
-    def _pass(self, X, y, active):
-        "One epoch of the neurons that are `active`; returns the mistakes of each."
-        m, number = len(X), self._weight.dtype.type
-        X, order = X.astype(number, copy=False), np.arange(m, dtype=np.int32)
+    def _order(self, m):
+        "The order of an epoch over `m` examples."
+        order = np.arange(m, dtype=np.int32)
         if self.shuffle:
             bits = self._rng.integers(0, 2**64, (m + 1) // 2, dtype=np.uint64)
             _shuffle(order, bits.view(np.uint32))
+        return order
+
+    def _run_epoch(self, X, y, active):
+        "One epoch of the neurons that are `active`; returns their mistakes."
+        X = X.astype(self._weight.dtype, copy=False)
+        order = self._order(len(X))
         mistakes = np.zeros(len(active), int)
         for c in np.flatnonzero(active):
-            mine = y == self.classes_[1 if len(active) == 1 else c]
-            mistakes[c] = unrolled_epoch(
-                X,
-                mine,
-                order,
-                self._weight[c],
-                self._sum[c],
-                number(self.eta0),
-                number(self.fit_intercept),
-                self._seen,
-            )
+            positive = self.classes_[1 if len(active) == 1 else c]
+            mistakes[c] = self._neuron_epoch(X, y == positive, order, c)
         if not np.isfinite(self._weight).all():
             del self.classes_
             raise ValueError(
                 "X: expected smaller numbers, the weights overflow"
             )
-        self._seen += m
+        self._shown += len(X)
         self.n_iter_ += 1
         self.mistakes_ = np.vstack([self.mistakes_, mistakes])
-        mean = self._weight - (self._sum / self._seen if self.average else 0)
-        self.coef_ = mean[:, :-1].astype(number)
-        self.intercept_ = mean[:, -1].astype(number)
+        self._set_coef()
         return mistakes
+
+    def _neuron_epoch(self, X, y, order, c):
+        "One epoch of neuron `c`; returns its mistakes."
+        scalar = X.dtype.type
+        rate, one = scalar(self.eta0), scalar(self.fit_intercept)
+        w, a = self._weight[c], self._sum[c]
+        return unrolled_epoch(X, y, order, w, a, rate, one, self._shown)
+
+    def _set_coef(self):
+        "Set `coef_` and `intercept_`, from the last weights or their average."
+        weight = self._weight
+        if self.average:
+            weight = weight - self._sum / self._shown
+        self.coef_ = weight[:, :-1].astype(self._weight.dtype)
+        self.intercept_ = weight[:, -1].astype(self._weight.dtype)
