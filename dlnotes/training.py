@@ -18,26 +18,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from dlnotes.core.arguments import (
-    FLOATS,
-    as_float,
-    check_array,
-    check_count,
-    check_flag,
-    check_input,
-    check_instance,
-    check_real,
-    check_rng,
-)
+from .core.arguments import FLOATS, as_float, check_array, check_count
+from .core.arguments import check_flag, check_input, check_instance
+from .core.arguments import check_real, check_rng
 from .core.execution import compiled, in_threads, num_threads
 from .core.layers import Layer, Loss
-from dlnotes.kernels.elementary import (
-    LANES,
-    broadcast,
-    horizontal_sum,
-    load_vector,
-    to_float64,
-)
+from .kernels.elementary import LANES, broadcast, horizontal_sum
+from .kernels.elementary import load_vector, to_float64
 
 # %% auto #0
 __all__ = ['step_lr', 'cosine_lr', 'Optimizer', 'SGD', 'AdamW', 'clip_grad_norm', 'History', 'evaluate', 'fit', 'Dropout',

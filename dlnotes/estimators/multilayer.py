@@ -21,17 +21,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..core.arguments import check_count, check_flag, check_real
 from ..core.layers import Layer, Sequential
-from dlnotes.mlp import (
-    GELU,
-    CrossEntropyLoss,
-    Linear,
-    MSELoss,
-    ReLU,
-    Sigmoid,
-    Tanh,
-    log_softmax,
-    softmax,
-)
+from ..mlp import GELU, CrossEntropyLoss, Linear, MSELoss, ReLU
+from ..mlp import Sigmoid, Tanh, log_softmax, softmax
 from ..training import AdamW, History
 from ..training import fit as fit_model
 

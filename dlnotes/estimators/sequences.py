@@ -19,12 +19,8 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from dlnotes.core.arguments import (
-    as_float,
-    check_count,
-    check_flag,
-    check_real,
-)
+from ..core.arguments import as_float, check_count, check_flag
+from ..core.arguments import check_real
 from .multilayer import NetworkClassifier, NetworkEstimator
 from ..lstm import GRU, LSTM
 from ..mlp import Linear, MSELoss
