@@ -44,7 +44,8 @@ def _network(
 ) -> Sequential:
     "Dense layers of these widths, from the input on, with activations."
     make_activation = _ACTIVATIONS[activation]
-    layers: list[Layer] = [Linear(*widths[:2], rng=rng, dtype=dtype)]
+    first = Linear(widths[0], widths[1], rng=rng, dtype=dtype)
+    layers: list[Layer] = [first]
     for n_in, n_out in zip(widths[1:], widths[2:]):
         if make_activation is not None:
             layers.append(make_activation())
