@@ -18,27 +18,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from dlnotes.core.arguments import (
-    as_float,
-    check_array,
-    check_count,
-    check_flag,
-)
-from dlnotes.core.arguments import (
-    check_input,
-    check_instance,
-    check_real,
-    check_rng,
-)
+from .core.arguments import FLOATS, as_float, check_array, check_count
+from .core.arguments import check_flag, check_input, check_instance
+from .core.arguments import check_real, check_rng
 from .core.execution import compiled, in_threads, num_threads
 from .core.layers import Layer, Loss
-from dlnotes.kernels.elementary import (
-    LANES,
-    broadcast,
-    horizontal_sum,
-    load_vector,
-)
-from .kernels.elementary import to_float64
+from .kernels.elementary import LANES, broadcast, horizontal_sum
+from .kernels.elementary import load_vector, to_float64
 
 # %% auto #0
 __all__ = ['step_lr', 'cosine_lr', 'Optimizer', 'SGD', 'AdamW', 'clip_grad_norm', 'History', 'evaluate', 'fit', 'Dropout',
@@ -46,19 +32,43 @@ __all__ = ['step_lr', 'cosine_lr', 'Optimizer', 'SGD', 'AdamW', 'clip_grad_norm'
 
 # %% ../nbs/training.ipynb #3570b08e
 def step_lr(step: int, lr: float, step_size: int, gamma: float = 0.1) -> float:
-    r"""Learning rate $\eta \alpha^{\lfloor t/t_s \rfloor}$, which falls in steps.
+    r"""Step schedule, $\eta_t = \eta \alpha^{\lfloor t/t_s \rfloor}$.
 
-    - `step`: $t$ = 0, 1, ...; `lr`: $\eta$, the first rate; `step_size`: $t_s$, how many
-      steps it stays; `gamma`: $\alpha$, by what it is then multiplied.
-    - Raises TypeError or ValueError on numbers that do not fit.
-    - Source: PyTorch's `StepLR`.
+    Parameters
+    ----------
+    step : int
+        The step $t$, from 0.
+    lr : float
+        The initial learning rate $\eta$.
+    step_size : int
+        For how many steps $t_s$ the rate stays the same.
+    gamma : float, default 0.1
+        The factor $\alpha$ by which it is then multiplied.
+
+    Returns
+    -------
+    float
+        The learning rate of that step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is not of the kind or in the range that is expected.
+
+    References
+    ----------
+    PyTorch's `StepLR`.
     """
-    periods = check_count(step, "step", 0) // check_count(
-        step_size, "step_size"
-    )
-    return check_real(lr, "lr") * check_real(gamma, "gamma") ** periods
+    step = check_count(step, "step", 0)
+    step_size = check_count(step_size, "step_size")
+    lr = check_real(lr, "lr")
+    gamma = check_real(gamma, "gamma")
+    return lr * gamma ** (step // step_size)
 
 # %% ../nbs/training.ipynb #27636c61
+_ABOVE_ONE = math.nextafter(1.0, 2.0)  # a bound that lets 1 itself through
+
+
 def cosine_lr(
     step: int,
     lr: float,
@@ -67,29 +77,50 @@ def cosine_lr(
     warmup: int = 0,
     start_factor: float = 0.01,
 ) -> float:
-    r"""Learning rate that climbs in a line, then comes down along half a cosine.
+    r"""Learning rate of a cosine schedule after a linear warm-up.
 
-    - `step`: $t$ = 0, 1, ...; `lr`: $\eta$, the highest rate; `T_max`: the steps of the
-      way down to `eta_min`, where it then stays; `warmup`: $t_0$, the steps before them,
-      which begin at `lr` times `start_factor`.
-    - Raises TypeError or ValueError on numbers that do not fit.
-    - Source: Loshchilov and Hutter (2017); PyTorch's `LinearLR`, `CosineAnnealingLR`.
+    Parameters
+    ----------
+    step : int
+        The step $t$, from 0.
+    lr : float
+        The highest learning rate $\eta$, at the end of the warm-up.
+    T_max : int
+        Steps of the cosine from `lr` to `eta_min`, where the rate then stays.
+    eta_min : float, default 0
+        The lowest learning rate $\eta_{\min}$.
+    warmup : int, default 0
+        Steps of the warm-up $t_0$, which come before those of the cosine.
+    start_factor : float, default 0.01
+        The warm-up starts at `lr` times this factor $f$, from 0 to 1.
+
+    Returns
+    -------
+    float
+        The learning rate of that step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is not of the kind or in the range that is expected.
+
+    References
+    ----------
+    Loshchilov and Hutter (2017); PyTorch's `LinearLR` and `CosineAnnealingLR`.
     """
-    t, lr, low = (
-        check_count(step, "step", 0),
-        check_real(lr, "lr"),
-        check_real(eta_min, "eta_min"),
-    )
-    first = check_real(start_factor, "start_factor", 0, 1 + 1e-9)
-    if t < check_count(warmup, "warmup", 0):
-        return lr * (first + (1 - first) * t / warmup)
-    done = min(1.0, (t - warmup) / check_count(T_max, "T_max"))
-    return low + (lr - low) * (1 + math.cos(math.pi * done)) / 2
+    step = check_count(step, "step", 0)
+    lr = check_real(lr, "lr")
+    eta_min = check_real(eta_min, "eta_min")
+    start = check_real(start_factor, "start_factor", 0, _ABOVE_ONE)
+    if step < check_count(warmup, "warmup", 0):
+        return lr * (start + (1 - start) * step / warmup)
+    fraction = min(1.0, (step - warmup) / check_count(T_max, "T_max"))
+    return eta_min + (lr - eta_min) * (1 + math.cos(math.pi * fraction)) / 2
 
 # %% ../nbs/training.ipynb #d6b998f1
 @compiled()
 def _sgd(w, g, h):
-    "Gradient descent in place; `h`: learning rate, weight decay."
+    "SGD step in place; w, g: (n,); h: learning rate, weight decay."
     lr, decay = h[0], h[1]
     for i in range(w.size):
         w[i] -= lr * (g[i] + decay * w[i])
@@ -97,93 +128,120 @@ def _sgd(w, g, h):
 # %% ../nbs/training.ipynb #92c6bfce
 @compiled()
 def _momentum(w, g, m, h):
-    "Momentum in place; `h`: learning rate, weight decay, momentum, whether Nesterov's."
-    lr, decay, mu, ahead = h[0], h[1], h[2], h[3] != 0
+    "Momentum step in place; w, g, m: (n,); h: lr, decay, momentum, Nesterov."
+    lr, decay, mu = h[0], h[1], h[2]
+    nesterov = h[3] != 0
     for i in range(w.size):
         d = g[i] + decay * w[i]
         m[i] = mu * m[i] + d
-        w[i] -= lr * (d + mu * m[i] if ahead else m[i])
+        w[i] -= lr * (d + mu * m[i] if nesterov else m[i])
 
 # %% ../nbs/training.ipynb #3b248860
 @compiled()
 def _adamw(w, g, m, v, h):
-    "AdamW in place; `h`: the factors, in the order in which `AdamW` sets them."
-    b1, new1, b2, new2, keep, rate, root, eps = (
-        h[0],
-        h[1],
-        h[2],
-        h[3],
-        h[4],
-        h[5],
-        h[6],
-        h[7],
-    )
+    "AdamW step in place; w, g, m, v: (n,); h: (8,), as `AdamW` fills it."
+    beta1, new1, beta2, new2 = h[0], h[1], h[2], h[3]
+    keep, rate, correction, eps = h[4], h[5], h[6], h[7]
     for i in range(w.size):
-        m[i] = b1 * m[i] + new1 * g[i]
-        v[i] = b2 * v[i] + new2 * (g[i] * g[i])
-        w[i] = keep * w[i] - rate * m[i] / (np.sqrt(v[i]) * root + eps)
+        m[i] = beta1 * m[i] + new1 * g[i]
+        v[i] = beta2 * v[i] + new2 * (g[i] * g[i])
+        w[i] = keep * w[i] - rate * m[i] / (np.sqrt(v[i]) * correction + eps)
 
 # %% ../nbs/training.ipynb #86e37900
-_LARGE = 1 << 19  # elements from which a step is worth sharing between threads
-
-
-def _parameter(w: Any, name: str) -> np.ndarray:
-    "A parameter, if a kernel can change it in place."
-    if not isinstance(w, np.ndarray) or w.dtype not in (
-        np.float32,
-        np.float64,
-    ):
+def _check_float_array(a, name):
+    "TypeError unless `a` is a float32 or float64 array."
+    dtype = getattr(a, "dtype", type(a).__name__)
+    if not isinstance(a, np.ndarray) or dtype not in FLOATS:
         raise TypeError(
-            f"{name}: expected a float32 or float64 array, "
-            f"got {getattr(w, 'dtype', type(w).__name__)}"
+            f"{name}: expected a float32 or float64 array, got {dtype}"
         )
+
+# %% ../nbs/training.ipynb #21cda9b2
+def _check_parameter(w, name):
+    "TypeError or ValueError unless a kernel can change `w` in place."
+    _check_float_array(w, name)
     if not (w.flags.c_contiguous and w.flags.writeable):
         raise ValueError(
             f"{name}: expected a contiguous array that can be written to, "
             "as it is changed in place"
         )
-    return w
+
+# %% ../nbs/training.ipynb #769d8829
+def _check_params(params: Any) -> dict[str, np.ndarray]:
+    "The parameters as a dict, if a kernel can change them all in place."
+    if not isinstance(params, Mapping):
+        kind = type(params).__name__
+        raise TypeError(f"params: expected a dict, got {kind}")
+    for name, w in params.items():
+        _check_parameter(w, f"params[{name!r}]")
+    dtypes = [str(w.dtype) for w in params.values()]
+    if len(set(dtypes)) != 1:
+        raise ValueError(f"params: expected arrays of one dtype, got {dtypes}")
+    return dict(params)
 
 # %% ../nbs/training.ipynb #718a22b8
-def _refuse(params, grads):
-    "Say what is wrong with the gradients `grads` of `params`."
-    if wrong := sorted(map(str, grads.keys() ^ params.keys())):
-        raise ValueError(
-            f"grads: expected the names {list(params)}, differs in {wrong}"
+def _check_grad(g, w, name):
+    "TypeError or ValueError unless `g` can be the gradient of `w`."
+    if type(g) is not np.ndarray or g.dtype != w.dtype:
+        kind = f"{type(g).__name__} {getattr(g, 'dtype', '')}"
+        raise TypeError(
+            f"{name}: expected an array of dtype {w.dtype}, got {kind}"
         )
-    for k, w in params.items():
-        g, name = grads[k], f"grads[{k!r}]"
-        if type(g) is not np.ndarray or g.dtype != w.dtype:
-            raise TypeError(
-                f"{name}: expected an array of dtype {w.dtype}, got "
-                f"{type(g).__name__} {getattr(g, 'dtype', '')}"
-            )
-        if g.shape != w.shape:
-            raise ValueError(
-                f"{name}: expected shape {w.shape}, got {g.shape}"
-            )
+    if g.shape != w.shape:
+        raise ValueError(f"{name}: expected shape {w.shape}, got {g.shape}")
+
+# %% ../nbs/training.ipynb #62235ec6
+def _check_grads(grads, params):
+    "TypeError or ValueError unless `grads` can be the gradients of `params`."
+    if different := sorted(map(str, grads.keys() ^ params.keys())):
+        raise ValueError(
+            f"grads: expected the names {list(params)}, differs in {different}"
+        )
+    for name, w in params.items():
+        _check_grad(grads[name], w, f"grads[{name!r}]")
 
 # %% ../nbs/training.ipynb #845b1111
-def _shared_step(kernel, w, g, memories, h):
-    "The step of a large array, shared between threads."
-    n = num_threads()
-    size = -(-w.size // n)
+_LARGE = 1 << 19  # elements from which a step is distributed over threads
+
+
+def _parallel_step(kernel, arrays, h):
+    "One step on large `arrays`, each (n,), distributed over threads."
+    threads = num_threads()
+    size = math.ceil(arrays[0].size / threads)
 
     def part(i):
         rows = slice(i * size, (i + 1) * size)
-        kernel(w[rows], g[rows], *(m[rows] for m in memories), h)
+        kernel(*(a[rows] for a in arrays), h)
 
-    in_threads(part, n)
+    in_threads(part, threads)
 
 # %% ../nbs/training.ipynb #a8ab7782
 class Optimizer:
-    """What `SGD` and `AdamW` have in common.
+    """Base class of the optimizers.
 
-    - `params`: name -> float array, such as `model.params`. The arrays themselves are
-      changed; each must be contiguous and writeable. All have one dtype.
-    - `lr`: the learning rate; may be set at any time. `steps`: how many were made.
-    - `state`: name -> the memories of that parameter.
-    - Raises TypeError or ValueError on parameters and settings that do not fit.
+    A subclass has a `_kernel` and `_factors`, the numbers passed to it.
+
+    Parameters
+    ----------
+    params : dict of str to ndarray
+        The parameters, such as `model.params`: contiguous, writeable arrays of
+        one dtype, float32 or float64. Steps change the arrays themselves.
+    lr : float
+        The learning rate, which may be set at any time.
+    memories : int
+        How many arrays are kept for each parameter, such as its moments.
+
+    Attributes
+    ----------
+    steps : int
+        How many steps were made.
+    state : dict of str to tuple of ndarray
+        The arrays kept for each parameter, of its shape and dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the parameters or the learning rate are not as expected.
     """
 
     _kernel: Any
@@ -191,96 +249,126 @@ class Optimizer:
     def __init__(
         self, params: Mapping[str, np.ndarray], lr: float, memories: int
     ):
-        if not isinstance(params, Mapping):
-            raise TypeError(
-                f"params: expected a dict, got {type(params).__name__}"
-            )
-        self.params = {
-            k: _parameter(w, f"params[{k!r}]") for k, w in params.items()
-        }
-        if len({w.dtype for w in self.params.values()}) != 1:
-            raise ValueError(
-                "params: expected arrays of one dtype, got "
-                f"{[str(w.dtype) for w in self.params.values()]}"
-            )
+        self.params = _check_params(params)
         self.state = {
-            k: tuple(np.zeros_like(w) for _ in range(memories))
-            for k, w in self.params.items()
+            name: tuple(np.zeros_like(w) for _ in range(memories))
+            for name, w in self.params.items()
         }
-        self.lr, self.steps = lr, 0
+        self.lr = lr
+        self.steps = 0
         self._bind()
 
     @property
     def lr(self) -> float:
-        "The learning rate."
+        """The learning rate, which may be set at any time.
+
+        Returns
+        -------
+        float
+            The rate of the next step.
+        """
         return self._lr
 
     @lr.setter
     def lr(self, lr: float) -> None:
+        """Set the learning rate.
+
+        Parameters
+        ----------
+        lr : float
+            The new rate, from 0.
+        """
         self._lr = check_real(lr, "lr")
 
     def step(self, grads: Mapping[str, np.ndarray]) -> None:
-        """Change all parameters in place, by one step against the gradients.
+        """Change all parameters in place by one step against the gradients.
 
-        - `grads`: name -> array of the shape and dtype of that parameter.
-        - Raises ValueError on missing or unknown names and on wrong shapes, TypeError on
-          wrong dtypes; then nothing was changed. NaN and infinity are not looked for.
+        NaN and infinity are not looked for.
+
+        Parameters
+        ----------
+        grads : dict of str to ndarray
+            The gradient of each parameter, of its shape and dtype.
+
+        Raises
+        ------
+        ValueError
+            If names are missing or unknown, or a shape is wrong; then nothing
+            was changed.
+        TypeError
+            If a dtype is wrong; then nothing was changed.
         """
-        flat = self._flat(grads)
+        flat_grads = self._flat(grads)
         self.steps += 1
-        h, kernel = self._factors(), self._kernel
-        for (_, _, w, memories), g in zip(self._bound, flat):
+        h = self._factors()
+        kernel = self._kernel
+        for (_, _, w, moments), g in zip(self._bound, flat_grads):
             if g.size < _LARGE:
-                kernel(w, g, *memories, h)
+                kernel(w, g, *moments, h)
             else:
-                _shared_step(kernel, w, g, memories, h)
+                _parallel_step(kernel, (w, g, *moments), h)
 
     def _flat(self, grads):
-        "The gradients in the order of the parameters, each (n,), if they all fit."
-        flat, dtype = [], self._h.dtype
+        "The gradients in the order of the parameters, each (n,), if they fit."
         if len(grads) != len(self._bound):
-            _refuse(self.params, grads)
+            _check_grads(grads, self.params)
+        flat = []
+        dtype = self._h.dtype
         for name, shape, _, _ in self._bound:
             g = grads.get(name)
-            if (
-                type(g) is not np.ndarray
-                or g.shape != shape
-                or g.dtype != dtype
-            ):
-                _refuse(self.params, grads)
+            is_array = type(g) is np.ndarray
+            if not is_array or g.shape != shape or g.dtype != dtype:
+                _check_grads(grads, self.params)
             flat.append(g.ravel())
         return flat
 
     def _factors(self) -> np.ndarray:
-        "The numbers that the kernel needs for this step."
+        "The numbers that the kernel needs for this step: (8,)."
         raise NotImplementedError
 
     def _bind(self):
-        "Flat views of all arrays, made once."
-        self._bound = [
-            (k, w.shape, w.reshape(-1), [m.reshape(-1) for m in self.state[k]])
-            for k, w in self.params.items()
-        ]
-        self._h = np.zeros(8, next(iter(self.params.values())).dtype)
+        "Make flat views of all arrays, once, for the steps."
+        self._bound = []
+        for name, w in self.params.items():
+            moments = [m.reshape(-1) for m in self.state[name]]
+            self._bound.append((name, w.shape, w.reshape(-1), moments))
+        self._h = np.zeros(8, w.dtype)
 
     def __getstate__(self):
-        return {
-            k: a for k, a in self.__dict__.items() if k not in ("_bound", "_h")
-        }
+        state = self.__dict__.copy()
+        del state["_bound"], state["_h"]  # pickled, views would be copies
+        return state
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self._bind()  # pickled, views would have become copies
+        self._bind()
 
 # %% ../nbs/training.ipynb #5b010e78
 class SGD(Optimizer):
-    r"""Stochastic gradient descent, with momentum if wanted.
+    r"""Stochastic gradient descent, optionally with momentum.
 
-    - `params`: name -> float array, changed in place; `lr`: learning rate $\eta$;
-      `momentum`: $\mu$, from 0 to below 1; `weight_decay`: $\rho$, by L2;
-      `nesterov`: whether to look ahead, which needs momentum.
-    - Raises TypeError or ValueError on parameters and settings that do not fit.
-    - Source: Sutskever et al. (2013); PyTorch's `SGD`.
+    Parameters
+    ----------
+    params : dict of str to ndarray
+        The parameters, such as `model.params`: contiguous, writeable arrays of
+        one dtype, float32 or float64. Steps change the arrays themselves.
+    lr : float, default 1e-3
+        The learning rate $\eta$, which may be set at any time.
+    momentum : float, default 0
+        The momentum $\mu$, from 0 to below 1.
+    weight_decay : float, default 0
+        The factor $\rho$ of the L2 regularization.
+    nesterov : bool, default False
+        Whether to use Nesterov's momentum; needs a momentum above 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the parameters or a setting are not as expected.
+
+    References
+    ----------
+    Sutskever et al. (2013); PyTorch's `SGD`.
     """
 
     def __init__(
@@ -294,11 +382,11 @@ class SGD(Optimizer):
     ):
         self.momentum = check_real(momentum, "momentum", 0, 1)
         self.weight_decay = check_real(weight_decay, "weight_decay")
-        if check_flag(nesterov, "nesterov") and not momentum:
+        self.nesterov = check_flag(nesterov, "nesterov")
+        if nesterov and not momentum:
             raise ValueError(
                 "nesterov: expected a momentum above 0 with it, got 0"
             )
-        self.nesterov = bool(nesterov)
         super().__init__(params, lr, memories=1 if momentum else 0)
 
     @property
@@ -307,23 +395,37 @@ class SGD(Optimizer):
 
     def _factors(self):
         h = self._h
-        h[0], h[1], h[2], h[3] = (
-            self.lr,
-            self.weight_decay,
-            self.momentum,
-            self.nesterov,
-        )
+        h[0], h[1] = self.lr, self.weight_decay
+        h[2], h[3] = self.momentum, self.nesterov
         return h
 
 # %% ../nbs/training.ipynb #68bea548
 class AdamW(Optimizer):
     r"""Adam with decoupled weight decay.
 
-    - `params`: name -> float array, changed in place; `lr`: learning rate $\eta$;
-      `betas`: $\beta_1, \beta_2$, from 0 to below 1; `eps`: $\varepsilon$;
-      `weight_decay`: $\rho$.
-    - Raises TypeError or ValueError on parameters and settings that do not fit.
-    - Source: Kingma and Ba (2015), Loshchilov and Hutter (2019); PyTorch's `AdamW`.
+    Parameters
+    ----------
+    params : dict of str to ndarray
+        The parameters, such as `model.params`: contiguous, writeable arrays of
+        one dtype, float32 or float64. Steps change the arrays themselves.
+    lr : float, default 1e-3
+        The learning rate $\eta$, which may be set at any time.
+    betas : tuple of float, default (0.9, 0.999)
+        The factors $\beta_1, \beta_2$ of the moving averages of the gradient
+        and of its square (the first and second moments), from 0 to below 1.
+    eps : float, default 1e-8
+        The term $\varepsilon$ that guards against division by zero.
+    weight_decay : float, default 1e-2
+        The factor $\rho$ of the decoupled weight decay.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the parameters or a setting are not as expected.
+
+    References
+    ----------
+    Kingma and Ba (2015); Loshchilov and Hutter (2019); PyTorch's `AdamW`.
     """
 
     def __init__(
@@ -336,10 +438,9 @@ class AdamW(Optimizer):
     ):
         if not (isinstance(betas, (tuple, list)) and len(betas) == 2):
             raise TypeError(f"betas: expected two numbers, got {betas!r}")
-        self.betas = (
-            check_real(betas[0], "betas[0]", 0, 1),
-            check_real(betas[1], "betas[1]", 0, 1),
-        )
+        beta1 = check_real(betas[0], "betas[0]", 0, 1)
+        beta2 = check_real(betas[1], "betas[1]", 0, 1)
+        self.betas = (beta1, beta2)
         self.eps = check_real(eps, "eps")
         self.weight_decay = check_real(weight_decay, "weight_decay")
         super().__init__(params, lr, memories=2)
@@ -349,78 +450,114 @@ class AdamW(Optimizer):
         return _adamw
 
     def _factors(self):
-        (b1, b2), h, t = self.betas, self._h, self.steps
-        h[0], h[1], h[2], h[3] = b1, 1 - b1, b2, 1 - b2
-        h[4], h[5] = 1 - self.lr * self.weight_decay, self.lr / (1 - b1**t)
-        h[6], h[7] = 1 / math.sqrt(1 - b2**t), self.eps
+        beta1, beta2 = self.betas
+        h, t = self._h, self.steps
+        h[0], h[1] = beta1, 1 - beta1
+        h[2], h[3] = beta2, 1 - beta2
+        h[4] = 1 - self.lr * self.weight_decay
+        h[5] = self.lr / (1 - beta1**t)
+        h[6] = 1 / math.sqrt(1 - beta2**t)
+        h[7] = self.eps
         return h
 
 # %% ../nbs/training.ipynb #fbadb042
 @compiled()
 def _squares(g):
-    "The sum of the squares, in float64."
-    total, zero = broadcast(0.0), g.dtype.type(0)
+    "The sum of the squares, in float64; g: (n,)."
+    total = broadcast(0.0)
+    zero = g.dtype.type(0)
     for i in range(0, g.size, LANES):
         part = to_float64(load_vector(g, i, zero))
         total = total + part * part
     return horizontal_sum(total)
 
+# %% ../nbs/training.ipynb #1661d151
+_MIN_NORM, _MAX_NORM = 1e-150, 1e150  # beyond, squares under- or overflow
+
 
 def _norm(g: np.ndarray) -> float:
-    "The root of the sum of the squares, also where these overflow."
+    "Euclidean norm of all elements, also where their squares overflow."
     flat = g.ravel()
     norm = math.sqrt(_squares(flat))
-    if 1e-150 < norm < 1e150 or not g.size:
+    if _MIN_NORM < norm < _MAX_NORM or not g.size:
         return norm
-    top = float(abs(flat).max())
-    return top * math.sqrt(_squares(flat / top)) if 0 < top < math.inf else top
+    largest = float(abs(flat).max())
+    if not 0 < largest < math.inf:
+        return largest
+    return largest * math.sqrt(_squares(flat / largest))
 
 # %% ../nbs/training.ipynb #f844ac0b
 def clip_grad_norm(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
-    r"""Shorten gradients, all together, to length $\tau$ where they are longer.
+    r"""Clip the common norm of all gradients to $\tau$, in place.
 
-    - `grads`: name -> array, changed in place; `max_norm`: $\tau$, from 0; infinity only
-      measures. Returns the length before.
-    - Where the length is infinite or NaN, the gradients stay as they are.
-    - Raises TypeError or ValueError on other arguments; then nothing was changed.
-    - Source: Pascanu et al. (2013).
+    Gradients whose norm is infinite or NaN stay as they are.
+
+    Parameters
+    ----------
+    grads : dict of str to ndarray
+        Writeable arrays, float32 or float64.
+    max_norm : float
+        The highest norm $\tau$, from 0; with infinity, the norm is measured
+        only.
+
+    Returns
+    -------
+    float
+        The norm before clipping.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as expected; then nothing was changed.
+
+    References
+    ----------
+    Pascanu et al. (2013); PyTorch's `clip_grad_norm_`.
     """
     check_instance(grads, Mapping, "grads")
     for name, g in grads.items():
-        if not isinstance(g, np.ndarray) or g.dtype not in (
-            np.float32,
-            np.float64,
-        ):
-            raise TypeError(
-                f"grads[{name!r}]: expected a float32 or float64 array, "
-                f"got {getattr(g, 'dtype', type(g).__name__)}"
-            )
-        if not g.flags.writeable:
-            raise ValueError(
-                f"grads[{name!r}]: expected an array that can be written to"
-            )
-    endless = isinstance(max_norm, float) and max_norm == math.inf
-    limit = (
-        math.inf if endless else check_real(max_norm, "max_norm", 0, math.inf)
-    )
+        _check_writeable(g, f"grads[{name!r}]")
+    if not (isinstance(max_norm, float) and max_norm == math.inf):
+        max_norm = check_real(max_norm, "max_norm", 0, math.inf)
     with np.errstate(over="ignore"):
         norm = math.hypot(*map(_norm, grads.values()))
-    if limit < norm < math.inf:
+    if max_norm < norm < math.inf:
         for g in grads.values():
-            g *= g.dtype.type(limit / norm)
+            g *= g.dtype.type(max_norm / norm)
     return norm
+
+# %% ../nbs/training.ipynb #d38f5b93
+def _check_writeable(g, name):
+    "TypeError or ValueError unless `g` is a float array to be written to."
+    _check_float_array(g, name)
+    if not g.flags.writeable:
+        raise ValueError(f"{name}: expected an array that can be written to")
 
 # %% ../nbs/training.ipynb #b503ef58
 @dataclass
 class History:
-    """What `fit` noted, one entry an epoch in each list.
+    """What `fit` noted, with one entry per epoch in each list.
 
-    - `epochs`: 1, 2, ...; `train_loss`: the mean over the epoch's batches, each with the
-      weights that it met; `val_loss`, `val_accuracy`: on the validation data, empty
-      without them (or, the latter, where the loss is not one of classes); `lr`: of the
-      last step; `seconds`: spent on the epoch, with its validation.
-    - `best_epoch`: that of the lowest validation loss, None without validation data.
-    - `stopped_early`: whether patience ended it.
+    Attributes
+    ----------
+    epochs : list of int
+        1, 2, ...
+    train_loss : list of float
+        The mean over the epoch's mini-batches, each with the weights of its
+        step.
+    val_loss : list of float
+        The loss on the validation data; empty without them.
+    val_accuracy : list of float
+        The accuracy on the validation data; empty without them, or if the loss
+        is not one of classes.
+    lr : list of float
+        The learning rate of the epoch's last step.
+    seconds : list of float
+        The time spent on the epoch, validation included.
+    best_epoch : int or None
+        The epoch of the lowest validation loss; None without validation data.
+    stopped_early : bool
+        Whether training ended because `patience` was exhausted.
     """
 
     epochs: list[int] = field(default_factory=list)
@@ -437,50 +574,76 @@ _Inputs = Union[ArrayLike, "tuple[ArrayLike, ...]"]
 
 
 def _as_inputs(model, x, name="x"):
-    "What `model` is fed, as a tuple of arrays of the same length, dtypes as it takes them."
-    floats = next((w.dtype for w in model.params.values()), None)
+    "The inputs of `model` as a tuple of arrays, each (B, ...)."
     parts = x if isinstance(x, tuple) else (x,)
     arrays = []
     for i, part in enumerate(parts):
-        at = name if len(parts) == 1 else f"{name}[{i}]"
-        numbers = as_float(part, at, dtype=floats)
-        if numbers.ndim < 1 or not 0 < len(numbers) == len(
-            arrays[0] if i else numbers
-        ):
-            raise ValueError(
-                f"{at}: expected at least one example, and as many in each "
-                f"input, got shape {numbers.shape}"
-            )
-        raw = np.asarray(part)
-        stays = (
-            raw.dtype == bool
-            and i > 0
-            or raw.dtype.kind in "iu"
-            and model.takes_ids
-        )
-        arrays.append(raw if stays else numbers)
+        part_name = name if len(parts) == 1 else f"{name}[{i}]"
+        arrays.append(_as_input(model, part, part_name, may_be_mask=i > 0))
+        _check_examples(arrays[i], arrays[0], part_name)
     return tuple(arrays)
+
+# %% ../nbs/training.ipynb #8837e292
+def _as_input(model, part, name, may_be_mask):
+    "Masks and token ids as they are, other inputs in the model's dtype."
+    dtype = next((w.dtype for w in model.params.values()), None)
+    numbers = as_float(part, name, dtype=dtype)
+    given = np.asarray(part)
+    is_mask = may_be_mask and given.dtype == bool
+    is_ids = model.takes_ids and given.dtype.kind in "iu"
+    return given if is_mask or is_ids else numbers
+
+# %% ../nbs/training.ipynb #191780c6
+def _check_examples(a, first, name):
+    "ValueError unless `a` has as many examples as `first`, at least one."
+    if a.ndim < 1 or not 0 < len(a) == len(first):
+        raise ValueError(
+            f"{name}: expected at least one example, and as many in each "
+            f"input, got shape {a.shape}"
+        )
 
 # %% ../nbs/training.ipynb #9feb0817
 def _examples(model, loss, x, y, name_x="x", name_y="y"):
-    "Inputs and targets as `model`, now in evaluation mode, and `loss` take them."
+    "Inputs and targets, checked; the model is then in evaluation mode."
     model.eval()
     x = _as_inputs(model, x, name_x)
     output = model(*(part[:1] for part in x))
-    return x, loss.targets(
-        y, (len(x[0]), *output.shape[1:]), output.dtype, name_y
-    )
+    shape = (len(x[0]), *output.shape[1:])
+    return x, loss.targets(y, shape, output.dtype, name_y)
 
 # %% ../nbs/training.ipynb #1e77c31b
 def evaluate(
     model: Layer, loss: Loss, x: _Inputs, y: ArrayLike, batch_size: int = 256
 ) -> tuple[float, float | None]:
-    """Mean loss and share of right answers of `model` on examples.
+    """Loss and accuracy of a model; leaves it in evaluation mode.
 
-    - `x`, `y`: as for `fit`. `batch_size`: how many are answered at once.
-    - The share is None where the loss is not one of classes.
-    - The model is left in evaluation mode.
-    - Raises TypeError or ValueError on data that do not fit.
+    Parameters
+    ----------
+    model : Layer
+        The model.
+    loss : Loss
+        The loss function.
+    x : array_like, (B, ...), or tuple of array_like
+        The inputs, in the model's dtype, or whole numbers where the model
+        takes ids; a tuple where it takes several arrays, such as masks
+        (B, ...) of bool.
+    y : array_like, (B, ...)
+        The targets, as `loss` takes them.
+    batch_size : int, default 256
+        How many examples are passed through the model at once.
+
+    Returns
+    -------
+    loss : float
+        The mean loss.
+    accuracy : float or None
+        The fraction of correct predictions; None if the loss is not one of
+        classes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument or the data are not as expected.
     """
     check_instance(model, Layer, "model")
     check_instance(loss, Loss, "loss")
@@ -489,39 +652,42 @@ def evaluate(
 
 # %% ../nbs/training.ipynb #8744206a
 def _evaluate(model, loss, x, y, size):
-    "As `evaluate`, of data that were checked."
-    total, right, counted = 0.0, 0.0, 0
+    "Mean loss and accuracy (or None) on data that were checked."
+    total, correct, count = 0.0, 0.0, 0
     for i in range(0, len(y), size):
-        output, target = (
-            model(*(part[i : i + size] for part in x)),
-            y[i : i + size],
-        )
-        n, share = loss.count(target), loss.accuracy(output, target)
-        total += loss(output, target) * (n if loss.reduction == "mean" else 1)
-        right = None if share is None else right + n * share
-        counted += n
-    return total / counted, None if right is None else right / counted
+        target = y[i : i + size]
+        output = model(*(part[i : i + size] for part in x))
+        n = loss.count(target)
+        accuracy = loss.accuracy(output, target)
+        total += _loss_sum(loss, loss(output, target), n)
+        correct = None if accuracy is None else correct + n * accuracy
+        count += n
+    return total / count, None if correct is None else correct / count
+
+# %% ../nbs/training.ipynb #332ad226
+def _loss_sum(loss, value, n):
+    "The sum over `n` targets, of a batch whose loss is `value`."
+    return value * n if loss.reduction == "mean" else value
 
 # %% ../nbs/training.ipynb #11403961
 class _Trainer:
     "Takes the steps of `fit`, and counts them."
 
     def __init__(self, model, loss, optimizer, schedule, max_norm):
-        self.model, self.loss, self.optimizer = model, loss, optimizer
-        self.schedule, self.max_norm, self.steps = schedule, max_norm, 0
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.max_norm = max_norm
+        self.steps = 0
 
     def step(self, x, y):
-        "Learn from one batch; returns its loss."
+        "One step on a mini-batch; returns its loss."
         output, cache = self.model.forward(*x)
-        value, back = self.loss.forward(output, y)
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss became {value} after {self.optimizer.steps} "
-                f"steps: try a smaller lr than {self.optimizer.lr:g}"
-            )
-        _, grads = self.model.backward(
-            self.loss.backward(back), cache, input_grad=False
-        )
+        value, loss_cache = self.loss.forward(output, y)
+        _check_loss(value, self.optimizer)
+        grad = self.loss.backward(loss_cache)
+        _, grads = self.model.backward(grad, cache, input_grad=False)
         if self.max_norm is not None:
             clip_grad_norm(grads, self.max_norm)
         if self.schedule is not None:
@@ -532,83 +698,122 @@ class _Trainer:
 
     def epoch(self, x, y, order, size, bar):
         "One pass over the rows `order`; returns the mean loss."
-        places = [np.empty((size, *part.shape[1:]), part.dtype) for part in x]
-        total, counted = 0.0, 0
+        buffers = [np.empty((size, *part.shape[1:]), part.dtype) for part in x]
+        total, count = 0.0, 0
+        self.model.train()
         for i in range(0, len(order), size):
             rows = order[i : i + size]
-            batch = [
-                np.take(
-                    part, rows, axis=0, out=place[: len(rows)], mode="clip"
-                )
-                for part, place in zip(x, places)
-            ]
-            n = self.loss.count(y[rows])
-            counted += n
-            total += self.step(batch, y[rows]) * (
-                n if self.loss.reduction == "mean" else 1
-            )
+            target = y[rows]
+            value = self.step(_take_rows(x, rows, buffers), target)
+            n = self.loss.count(target)
+            total += _loss_sum(self.loss, value, n)
+            count += n
             bar.update()
-        return total / counted
+        self.model.eval()
+        return total / count
+
+# %% ../nbs/training.ipynb #d14bfb10
+def _take_rows(x, rows, buffers):
+    "The rows of each array in `x`, copied into the buffers."
+    batch = []
+    for part, buffer in zip(x, buffers):
+        out = buffer[: len(rows)]
+        batch.append(np.take(part, rows, axis=0, out=out, mode="clip"))
+    return batch
+
+# %% ../nbs/training.ipynb #597d45f6
+def _check_loss(value, optimizer):
+    "FloatingPointError unless the loss is finite."
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"the loss became {value} after {optimizer.steps} steps: "
+            f"try a smaller lr than {optimizer.lr:g}"
+        )
 
 # %% ../nbs/training.ipynb #92bae60c
 class _EarlyStopping:
-    "Looks at the validation data, keeps the best weights, says when to stop."
+    "Keeps the weights of the best epoch, and says when to stop."
 
-    def __init__(self, model, val, patience):
-        self.model, self.val, self.patience = model, val, patience
-        self.best, self.state = math.inf, {}
-        if patience is not None and val is None:
-            raise ValueError(
-                "patience: expected validation data with it, got None"
+    def __init__(self, model, patience):
+        self.model = model
+        self.patience = patience
+        self.best_loss = math.inf
+        self.best_state = {}
+
+    def update(self, history):
+        "Note the best epoch, and whether `patience` ones have passed since."
+        val_loss, epoch = history.val_loss[-1], history.epochs[-1]
+        if val_loss < self.best_loss:
+            self.best_loss = val_loss
+            history.best_epoch = epoch
+            self._keep()
+        waited = epoch - (history.best_epoch or 0)
+        if self.patience is not None:
+            history.stopped_early = waited >= self.patience
+
+    def _keep(self):
+        "Copy the weights, if they may have to be restored."
+        if self.patience is not None:
+            state = self.model.state_dict()
+            self.best_state = {name: a.copy() for name, a in state.items()}
+
+    def restore(self):
+        "Put the weights of the best epoch back."
+        if self.best_state:
+            self.model.load_state_dict(self.best_state)
+
+# %% ../nbs/training.ipynb #e89dd001
+_EVALUATION_BATCH = 256  # examples at once; more do not make it faster
+
+
+def _validate(model, loss, validation, history):
+    "Note the loss and the accuracy on the validation data."
+    val_loss, accuracy = _evaluate(model, loss, *validation, _EVALUATION_BATCH)
+    history.val_loss.append(val_loss)
+    if accuracy is not None:
+        history.val_accuracy.append(accuracy)
+
+# %% ../nbs/training.ipynb #72ce3930
+def _check_finite(params):
+    "FloatingPointError unless all weights are finite."
+    for name, w in params.items():
+        if not np.isfinite(w).all():
+            raise FloatingPointError(
+                f"{name} is no longer finite: try a smaller lr"
             )
-        if patience is not None:
-            check_count(patience, "patience")
-
-    def look(self, history, loss):
-        "Note how the last epoch went; whether too many have passed since the best."
-        if self.val is None:
-            return False
-        value, share = _evaluate(self.model, loss, *self.val, 256)
-        history.val_loss.append(value)
-        if share is not None:
-            history.val_accuracy.append(share)
-        if value < self.best:
-            self.best, history.best_epoch = value, history.epochs[-1]
-            if self.patience is not None:
-                self.state = {
-                    k: a.copy() for k, a in self.model.state_dict().items()
-                }
-        waited = history.epochs[-1] - (history.best_epoch or 0)
-        history.stopped_early = (
-            self.patience is not None and waited >= self.patience
-        )
-        return history.stopped_early
-
-    def finish(self):
-        "Put the best weights back; make sure that all are finite."
-        if self.state:
-            self.model.load_state_dict(self.state)
-        for name, w in self.model.params.items():
-            if not np.isfinite(w).all():
-                raise FloatingPointError(
-                    f"{name} is no longer finite: try a smaller lr"
-                )
 
 # %% ../nbs/training.ipynb #6b6acb2e
-def _parts(model, loss, optimizer, validation, schedule, callback, max_norm):
-    "TypeError or ValueError unless the parts of `fit` are what they should be."
+def _check_parts(model, loss, optimizer):
+    "TypeError or ValueError unless `fit` can train these together."
     check_instance(model, Layer, "model")
     check_instance(loss, Loss, "loss")
     check_instance(optimizer, Optimizer, "optimizer")
-    if any(optimizer.params.get(k) is not w for k, w in model.params.items()):
-        raise ValueError("optimizer: expected one made of this model's params")
-    if validation is not None and not (
-        isinstance(validation, (tuple, list)) and len(validation) == 2
-    ):
+    for name, w in model.params.items():
+        if optimizer.params.get(name) is not w:
+            raise ValueError(
+                "optimizer: expected one made of this model's params"
+            )
+
+# %% ../nbs/training.ipynb #410f24fc
+def _check_validation(validation, patience):
+    "TypeError or ValueError unless these are arguments of `fit`."
+    is_pair = isinstance(validation, (tuple, list)) and len(validation) == 2
+    if validation is not None and not is_pair:
         raise ValueError("validation: expected inputs and targets, two arrays")
-    for value, name in ((schedule, "schedule"), (callback, "callback")):
-        if value is not None:
-            check_instance(value, Callable, name)
+    if patience is not None and validation is None:
+        raise ValueError(
+            "patience: expected validation data with it, got None"
+        )
+    if patience is not None:
+        check_count(patience, "patience")
+
+# %% ../nbs/training.ipynb #e68b2a6f
+def _check_options(schedule, callback, max_norm):
+    "TypeError or ValueError unless these are arguments of `fit`."
+    if schedule is not None:
+        check_instance(schedule, Callable, "schedule")
+    if callback is not None:
+        check_instance(callback, Callable, "callback")
     if max_norm is not None:
         check_real(max_norm, "max_norm", np.finfo(float).tiny)
 
@@ -631,86 +836,133 @@ def fit(
     callback: Callable[[History], Any] | None = None,
     progress: bool = True,
 ) -> History:
-    """Train `model` in place, and leave it in evaluation mode.
+    """Train a model in place; leave it in evaluation mode.
 
-    - `x`: (m, ...), taken in the model's dtype, or whole numbers where the model takes
-      ids; a tuple where it takes several arrays, such as masks (m, ...) of bool.
-    - `y`: (m, ...) as `loss` takes it: class numbers for answers (m, C, ...) and
-      `CrossEntropyLoss`, else of the shape of the answers.
-    - `optimizer`: made of `model.params`; its memories stay for a further call.
-    - `epochs`, `batch_size`: the last batch of an epoch may be smaller.
-    - `validation`: inputs and targets that are only looked at, after each epoch.
-    - `schedule`: step of this call, 0, 1, ... -> learning rate.
-    - `patience`: end after so many epochs without a lower validation loss; in any case,
-      the weights of the best epoch are then put back.
-    - `shuffle`: whether each epoch has an order of its own, from `rng`, a seed or a
-      NumPy Generator.
-    - `max_norm`: longer gradients are clipped to it, all of a step together.
-    - `callback`: called with the history after each epoch; what is true ends training.
-    - `progress`: whether to show a bar.
-    - Raises TypeError or ValueError on arguments that do not fit, FloatingPointError
-      when the loss or the weights are no longer finite.
+    Parameters
+    ----------
+    model : Layer
+        The model.
+    loss : Loss
+        The loss function.
+    optimizer : Optimizer
+        Made of `model.params`; its state stays for a further call.
+    x : array_like, (N, ...), or tuple of array_like
+        The inputs, in the model's dtype, or whole numbers where the model
+        takes ids; a tuple where it takes several arrays, such as masks
+        (N, ...) of bool.
+    y : array_like, (N, ...)
+        The targets, as `loss` takes them: class numbers for outputs (N, C,
+        ...) and `CrossEntropyLoss`, else of the shape of the outputs.
+    epochs : int, default 10
+        How often all examples are used.
+    batch_size : int, default 32
+        Examples in a mini-batch; the last of an epoch may have fewer.
+    validation : tuple of inputs and targets, optional
+        Validation data, which are evaluated after each epoch.
+    schedule : callable, optional
+        Gives the learning rate of a step of this call, 0, 1, ...
+    patience : int, optional
+        End after so many epochs without a lower validation loss. The weights
+        of the best epoch are put back in any case.
+    shuffle : bool, default True
+        Whether each epoch has an order of its own, drawn from `rng`.
+    rng : Generator or int, optional
+        A NumPy Generator, or a seed.
+    max_norm : float, optional
+        The common norm of all gradients of a step is clipped to it.
+    callback : callable, optional
+        Called with the history after each epoch; training ends if it returns
+        something true.
+    progress : bool, default True
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    History
+        Losses, learning rates and times of the epochs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument or the data are not as expected; then nothing was
+        changed.
+    FloatingPointError
+        If the loss or the weights are no longer finite.
     """
-    _parts(model, loss, optimizer, validation, schedule, callback, max_norm)
-    xs, ys = _examples(model, loss, x, y)
-    val = (
-        None
-        if validation is None
-        else _examples(
-            model, loss, *validation, "validation x", "validation y"
-        )
-    )
-    epochs, size = (
-        check_count(epochs, "epochs"),
-        check_count(batch_size, "batch_size"),
-    )
-    early_stopping = _EarlyStopping(model, val, patience)
+    _check_parts(model, loss, optimizer)
+    _check_validation(validation, patience)
+    _check_options(schedule, callback, max_norm)
+    inputs, targets = _examples(model, loss, x, y)
+    n = len(targets)
+    if validation is not None:
+        names = ("validation x", "validation y")
+        validation = _examples(model, loss, *validation, *names)
+    epochs = check_count(epochs, "epochs")
+    size = min(check_count(batch_size, "batch_size"), n)
+    rng = np.random.default_rng(rng)
+    history = History()
     trainer = _Trainer(model, loss, optimizer, schedule, max_norm)
-    rng, size, history = (
-        np.random.default_rng(rng),
-        min(size, len(ys)),
-        History(),
-    )
-    with (
-        np.errstate(over="ignore", invalid="ignore"),  # it is looked for below
-        tqdm(
-            total=epochs * -(-len(ys) // size),
-            unit="step",
-            disable=not progress,
-        ) as bar,
-    ):
+    early_stopping = _EarlyStopping(model, patience)
+    steps = epochs * math.ceil(n / size)
+    bar = tqdm(total=steps, unit="step", disable=not progress)
+    # overflow shows in the loss and in the weights, which are checked
+    with bar, np.errstate(over="ignore", invalid="ignore"):
         for epoch in range(epochs):
             began = perf_counter()
-            order = rng.permutation(len(ys)) if shuffle else np.arange(len(ys))
-            model.train()
-            history.train_loss.append(trainer.epoch(xs, ys, order, size, bar))
-            model.eval()
+            order = rng.permutation(n) if shuffle else np.arange(n)
+            train_loss = trainer.epoch(inputs, targets, order, size, bar)
             history.epochs.append(epoch + 1)
+            history.train_loss.append(train_loss)
             history.lr.append(optimizer.lr)
-            stop = early_stopping.look(history, loss)
+            if validation is not None:
+                _validate(model, loss, validation, history)
+                early_stopping.update(history)
             history.seconds.append(perf_counter() - began)
-            bar.set_postfix(
-                {"loss": f"{(history.val_loss or history.train_loss)[-1]:.4f}"}
-            )
-            if (callback is not None and callback(history)) or stop:
+            shown = (history.val_loss or history.train_loss)[-1]
+            bar.set_postfix({"loss": f"{shown:.4f}"})
+            if callback is not None and callback(history):
                 break
-    early_stopping.finish()
+            if history.stopped_early:
+                break
+    early_stopping.restore()
+    _check_finite(model.params)
     return history
 
 # %% ../nbs/training.ipynb #f34287a9
 class Dropout(Layer):
-    """Sets entries to 0 with probability `p` in training, and divides the others by 1 - p.
+    """Dropout: sets inputs to 0 at random in training.
 
-    - `rng`: a Generator or a seed. Where `training` is False, as `eval` sets it, `x` stays.
-    - Raises ValueError or TypeError unless `p` is a number from 0 to below 1.
-    - Source: Srivastava et al. (2014).
+    The others are divided by 1 - `p`, so that the mean stays. In evaluation
+    mode the inputs are returned as they are.
+
+    Parameters
+    ----------
+    p : float, default 0.5
+        The probability of each input to be set to 0, from 0 to below 1.
+    rng : Generator or int, optional
+        A NumPy Generator, or a seed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `p` is not a number from 0 to below 1.
+
+    Notes
+    -----
+    `forward` takes an array of any shape, float32 or float64, and returns one
+    like it.
+
+    References
+    ----------
+    Srivastava et al. (2014); PyTorch's `Dropout`.
     """
 
     def __init__(
         self, p: float = 0.5, rng: np.random.Generator | int | None = None
     ):
         super().__init__()
-        self.p, self.rng = check_real(p, "p", 0, 1), check_rng(rng)
+        self.p = check_real(p, "p", 0, 1)
+        self.rng = check_rng(rng)
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         x = check_input(x)
@@ -731,23 +983,53 @@ class Dropout(Layer):
 def dropout_scale(
     x: np.ndarray, p: float, rng: np.random.Generator
 ) -> np.ndarray | None:
-    "By what each entry is multiplied: 0 or 1 / (1 - p); None where p is 0."
+    """Draw dropout's factors: 0 with probability `p`, else 1 / (1 - p).
+
+    Parameters
+    ----------
+    x : ndarray, any shape
+        The inputs, float32 or float64.
+    p : float
+        The probability of a factor to be 0, from 0 to below 1.
+    rng : Generator
+        What the factors are drawn from.
+
+    Returns
+    -------
+    ndarray or None
+        Factors of the shape and dtype of `x`; None where `p` is 0.
+    """
     if p == 0:
         return None
-    return (rng.random(x.shape, np.float32) >= p) * x.dtype.type(1 / (1 - p))
+    kept = rng.random(x.shape, np.float32) >= p
+    return kept * x.dtype.type(1 / (1 - p))
 
 # %% ../nbs/training.ipynb #94906a0e
 def save(model: Layer, path: str | Path) -> None:
-    """Write the parameters of `model` to a safetensors file, under PyTorch's names.
+    """Save a model's arrays to a safetensors file, under PyTorch's names.
 
-    - `load` reads it, and so does a `torch.nn.Sequential` of the same shape:
-      `module.load_state_dict(safetensors.torch.load_file(path))`.
-    - Raises OSError where the file cannot be written.
+    `load` reads the file, and so does a `torch.nn.Sequential` of the same
+    layers: `module.load_state_dict(safetensors.torch.load_file(path))`.
+
+    Parameters
+    ----------
+    model : Layer
+        The model.
+    path : str or Path
+        The file, which is overwritten if there is one.
+
+    Raises
+    ------
+    TypeError
+        If the model or the path is not one.
+    OSError
+        If the file cannot be written.
     """
     check_instance(model, Layer, "model")
     check_instance(path, (str, Path), "path")
     state = {
-        k: np.asarray(a, order="C") for k, a in model.state_dict().items()
+        name: np.asarray(a, order="C")
+        for name, a in model.state_dict().items()
     }
     try:
         save_file(state, path)
@@ -756,13 +1038,27 @@ def save(model: Layer, path: str | Path) -> None:
 
 # %% ../nbs/training.ipynb #6a7ff103
 def load(model: Layer, path: str | Path) -> None:
-    """Copy the parameters from a safetensors file into `model`, whose dtype stays.
+    """Load a model's arrays from a safetensors file; its dtype stays.
 
-    - The file may come from `save`, or from PyTorch:
-      `safetensors.torch.save_file(module.state_dict(), path)`.
-    - Raises FileNotFoundError where there is none; ValueError where it is not a file of
-      safetensors, where names are missing or unknown, where a shape is wrong or a number
-      not finite. Then nothing was changed.
+    The file may come from `save`, or from PyTorch:
+    `safetensors.torch.save_file(module.state_dict(), path)`.
+
+    Parameters
+    ----------
+    model : Layer
+        The model, whose arrays are changed in place.
+    path : str or Path
+        The file.
+
+    Raises
+    ------
+    TypeError
+        If the model or the path is not one.
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not a safetensors file, or names are missing or unknown, a
+        shape is wrong or a number is not finite; then nothing was changed.
     """
     check_instance(model, Layer, "model")
     check_instance(path, (str, Path), "path")

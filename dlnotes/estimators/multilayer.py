@@ -19,21 +19,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..training import fit as fit_model
-
-from ..core.arguments import check_count, check_real
+from ..core.arguments import check_count, check_flag, check_real
 from ..core.layers import Layer, Sequential
-from dlnotes.mlp import (
-    GELU,
-    CrossEntropyLoss,
-    Linear,
-    MSELoss,
-    ReLU,
-    Sigmoid,
-    Tanh,
-)
-from ..mlp import log_softmax, softmax
+from ..mlp import GELU, CrossEntropyLoss, Linear, MSELoss, ReLU
+from ..mlp import Sigmoid, Tanh, log_softmax, softmax
 from ..training import AdamW, History
+from ..training import fit as fit_model
 
 # %% auto #0
 __all__ = ['NetworkEstimator', 'NetworkClassifier', 'MLPClassifier', 'MLPRegressor']
@@ -47,16 +38,18 @@ _ACTIVATIONS: dict[str, Callable[[], Layer] | None] = {
     "identity": None,
 }
 
-
+# %% ../../nbs/estimators/multilayer.ipynb #bba8026f
 def _network(
     widths: list[int], activation: str, rng: np.random.Generator, dtype: Any
 ) -> Sequential:
-    "Dense layers from the first width to the last, with activations between them."
-    layers: list[Layer] = []
-    for i, (n, out) in enumerate(zip(widths, widths[1:])):
-        if i and (make := _ACTIVATIONS[activation]):
-            layers.append(make())
-        layers.append(Linear(n, out, rng=rng, dtype=dtype))
+    "Dense layers of these widths, from the input on, with activations."
+    make_activation = _ACTIVATIONS[activation]
+    first = Linear(widths[0], widths[1], rng=rng, dtype=dtype)
+    layers: list[Layer] = [first]
+    for n_in, n_out in zip(widths[1:], widths[2:]):
+        if make_activation is not None:
+            layers.append(make_activation())
+        layers.append(Linear(n_in, n_out, rng=rng, dtype=dtype))
     return Sequential(*layers)
 
 # %% ../../nbs/estimators/multilayer.ipynb #6a355f13
@@ -67,10 +60,8 @@ def _sizes(value: Any) -> list[int]:
         raise ValueError(
             f"hidden_layer_sizes: expected a number or a list, got {value!r}"
         )
-    return [
-        check_count(n, "hidden_layer_sizes")
-        for n in sizes.reshape(-1).tolist()
-    ]
+    widths = sizes.reshape(-1).tolist()
+    return [check_count(n, "hidden_layer_sizes") for n in widths]
 
 # %% ../../nbs/estimators/multilayer.ipynb #0297db71
 def _generator(random_state: Any) -> np.random.Generator:
@@ -85,58 +76,61 @@ class _Plateau:
     "A callback of `fit`: true when the training loss has stopped falling."
 
     def __init__(self, tol: float, epochs: int):
-        self.tol, self.epochs, self.best, self.waited = (
-            tol,
-            epochs,
-            math.inf,
-            0,
-        )
+        self.tol = tol
+        self.epochs = epochs
+        self.best = math.inf
+        self.waited = 0
 
     def __call__(self, history: History) -> bool:
         loss = history.train_loss[-1]
-        self.waited = 0 if loss < self.best - self.tol else self.waited + 1
+        improved = loss < self.best - self.tol
+        self.waited = 0 if improved else self.waited + 1
         self.best = min(self.best, loss)
         return self.waited >= self.epochs
 
 # %% ../../nbs/estimators/multilayer.ipynb #e681b9e7
-def _enough(labels: np.ndarray | None, share: float) -> np.ndarray | None:
+def _stratify(labels: np.ndarray | None, fraction: float) -> np.ndarray | None:
     "The labels, if both parts of a split can have some of each; else None."
     if labels is None:
         return None
     counts = np.bincount(labels)
-    part = int(min(share, 1 - share) * len(labels))
-    return labels if part >= len(counts) and counts.min() >= 2 else None
+    smaller_part = int(min(fraction, 1 - fraction) * len(labels))
+    if smaller_part < len(counts) or counts.min() < 2:
+        return None
+    return labels
+
+# %% ../../nbs/estimators/multilayer.ipynb #c776be16
+def _rows(X, rows):
+    "Some examples of an array, or of a tuple of arrays."
+    return tuple(part[rows] for part in X) if isinstance(X, tuple) else X[rows]
 
 # %% ../../nbs/estimators/multilayer.ipynb #d3d98af3
 class NetworkEstimator(BaseEstimator):
-    "Training that depends neither on the network nor on what its answers mean."
+    """Base class of the estimators: how a network is trained.
+
+    A subclass has the settings, the network (`_network`) and the `_loss`.
+    """
 
     _loss: Any
     max_norm: float | None = None
 
     def _check_training(self):
+        "TypeError or ValueError unless the settings of training are right."
         for name in ("learning_rate_init", "weight_decay", "tol"):
             check_real(getattr(self, name), name)
         for name in ("batch_size", "max_iter", "n_iter_no_change"):
             check_count(getattr(self, name), name)
         for name in ("shuffle", "early_stopping", "verbose"):
-            if not isinstance(getattr(self, name), (bool, np.bool_)):
-                raise TypeError(
-                    f"{name}: expected True or False, "
-                    f"got {getattr(self, name)!r}"
-                )
-        if (
-            not 0
-            < check_real(self.validation_fraction, "validation_fraction")
-            < 1
-        ):
+            check_flag(getattr(self, name), name)
+        fraction = check_real(self.validation_fraction, "validation_fraction")
+        if not 0 < fraction < 1:
             raise ValueError(
-                "validation_fraction: expected a share between 0 and 1, "
+                "validation_fraction: expected a fraction between 0 and 1, "
                 f"got {self.validation_fraction!r}"
             )
 
     def _start(self, X, outputs):
-        "A fresh network for the inputs `X`."
+        "Make a network for the inputs `X`, and its optimizer."
         self._rng = _generator(self.random_state)
         self.model_ = self._network(X, outputs)
         self._optimizer = AdamW(
@@ -144,14 +138,13 @@ class NetworkEstimator(BaseEstimator):
             self.learning_rate_init,
             weight_decay=self.weight_decay,
         )
-        self.loss_curve_, self.n_iter_ = [], 0
+        self.loss_curve_ = []
+        self.n_iter_ = 0
 
-    def _learn(self, X, y, epochs, validation=None, callback=None):
+    def _train(self, X, y, epochs, **settings):
         "Train for up to `epochs`; returns the history."
-        patience = None if validation is None else self.n_iter_no_change
-        model = self.__dict__.pop(
-            "model_"
-        )  # an error leaves nothing to go on from
+        # popped, so that an error leaves no model that is half trained
+        model = self.__dict__.pop("model_")
         history = fit_model(
             model,
             self._loss,
@@ -160,13 +153,11 @@ class NetworkEstimator(BaseEstimator):
             y,
             epochs=epochs,
             batch_size=self.batch_size,
-            validation=validation,
-            patience=patience,
             shuffle=self.shuffle,
             rng=self._rng,
             max_norm=self.max_norm,
-            callback=callback,
             progress=self.verbose,
+            **settings,
         )
         self.model_ = model
         self.loss_curve_ += history.train_loss
@@ -174,23 +165,13 @@ class NetworkEstimator(BaseEstimator):
         return history
 
     def _fit(self, X, y, outputs, stratify=None):
-        "Train a fresh network until it is done."
+        "Train a new network until the loss stops falling, or warn."
         self._start(X, outputs)
         if self.early_stopping:
-            rows, aside = self._split(len(y), stratify)
-            history = self._learn(
-                _rows(X, rows),
-                y[rows],
-                self.max_iter,
-                validation=(_rows(X, aside), y[aside]),
-            )
-            self.validation_loss_curve_ = history.val_loss
-            done = history.stopped_early
+            finished = self._fit_with_validation(X, y, stratify)
         else:
-            plateau = _Plateau(self.tol, self.n_iter_no_change)
-            self._learn(X, y, self.max_iter, callback=plateau)
-            done = plateau.waited >= plateau.epochs
-        if not done:
+            finished = self._fit_to_plateau(X, y)
+        if not finished:
             warnings.warn(
                 f"the loss was still falling after max_iter={self.max_iter} "
                 "epochs",
@@ -199,23 +180,40 @@ class NetworkEstimator(BaseEstimator):
             )
         return self
 
-    def _split(self, m, stratify):
-        "Examples to learn from, and examples set aside for validation."
+    def _fit_with_validation(self, X, y, stratify):
+        "Train with early stopping; whether it stopped."
+        rows, aside = self._split(len(y), stratify)
+        history = self._train(
+            _rows(X, rows),
+            y[rows],
+            self.max_iter,
+            validation=(_rows(X, aside), y[aside]),
+            patience=self.n_iter_no_change,
+        )
+        self.validation_loss_curve_ = history.val_loss
+        return history.stopped_early
+
+    def _fit_to_plateau(self, X, y):
+        "Train until the training loss stops falling; whether it did."
+        plateau = _Plateau(self.tol, self.n_iter_no_change)
+        self._train(X, y, self.max_iter, callback=plateau)
+        return plateau.waited >= plateau.epochs
+
+    def _split(self, n, stratify):
+        "The examples of the training set, and those of the validation set."
         return train_test_split(
-            np.arange(m),
+            np.arange(n),
             test_size=self.validation_fraction,
-            stratify=_enough(stratify, self.validation_fraction),
+            stratify=_stratify(stratify, self.validation_fraction),
             random_state=int(self._rng.integers(2**31)),
         )
 
-
-def _rows(X, rows):
-    "Some examples of an array, or of a tuple of arrays."
-    return tuple(part[rows] for part in X) if isinstance(X, tuple) else X[rows]
-
 # %% ../../nbs/estimators/multilayer.ipynb #030d1eef
+_FLOAT_ROWS = dict(dtype=[np.float64, np.float32], order="C")  # of `X`
+
+
 class _MLP(NetworkEstimator):
-    "The part that does not depend on what the answers mean."
+    "The settings and the network of both multilayer perceptrons."
 
     def __init__(
         self,
@@ -249,67 +247,136 @@ class _MLP(NetworkEstimator):
         self.random_state = random_state
 
     def _check_settings(self):
+        "TypeError or ValueError unless all settings are right."
         _sizes(self.hidden_layer_sizes)
-        if (
-            not isinstance(self.activation, str)
-            or self.activation not in _ACTIVATIONS
-        ):
+        name = self.activation
+        if not isinstance(name, str) or name not in _ACTIVATIONS:
             raise ValueError(
                 f"activation: expected one of {list(_ACTIVATIONS)}, "
-                f"got {self.activation!r}"
+                f"got {name!r}"
             )
         self._check_training()
 
     def _network(self, X, outputs):
+        "The network for inputs `X` (N, features)."
         widths = [X.shape[1], *_sizes(self.hidden_layer_sizes), outputs]
         return _network(widths, self.activation, self._rng, X.dtype)
 
-    def _answers(self, X):
-        "What the network answers to the rows of `X`."
+    def _outputs(self, X):
+        "The network's outputs for the rows of `X`: (N, outputs)."
         check_is_fitted(self, "model_")
-        X = validate_data(
-            self, X, dtype=[np.float64, np.float32], order="C", reset=False
-        )
-        return self.model_(
-            X.astype(self.model_[0].params["weight"].dtype, copy=False)
-        )
+        X = validate_data(self, X, **_FLOAT_ROWS, reset=False)
+        dtype = self.model_[0].params["weight"].dtype
+        return self.model_(X.astype(dtype, copy=False))
 
 # %% ../../nbs/estimators/multilayer.ipynb #1117eeae
 class NetworkClassifier(ClassifierMixin, NetworkEstimator):
-    "What does not depend on the kind of inputs."
+    "Base class of the classifiers, whatever kind their inputs are."
 
     _loss = CrossEntropyLoss()
 
     def fit(self, X: Any, y: ArrayLike) -> Any:
-        """Learn from the examples `X` and their classes `y` (m,). Returns self.
+        """Train a new network.
 
-        Raises TypeError or ValueError on data or settings that do not fit,
-        FloatingPointError if the loss overflows; warns ConvergenceWarning if it was
-        still falling after `max_iter` epochs.
+        Parameters
+        ----------
+        X : array_like, (N, features), or sequences
+            The training examples, of the kind that the classifier takes.
+        y : array_like, (N,)
+            Their classes, numbers or names.
+
+        Returns
+        -------
+        NetworkClassifier
+            The classifier itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the data or a setting are not as expected.
+        FloatingPointError
+            If the loss overflows.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the loss was still falling after `max_iter` epochs.
         """
         self.__dict__.pop("model_", None)
         data, targets = self._checked(X, y)
         self.classes_, labels = np.unique(targets, return_inverse=True)
-        self._two_classes("y")
+        self._check_classes("y")
         return self._fit(data, labels, len(self.classes_), stratify=labels)
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probability of each class for the examples `X`: (m, k).
+        """Predict the probability of each class.
 
-        Raises ValueError on a wrong number of inputs, NotFittedError before `fit`.
+        Parameters
+        ----------
+        X : array_like, (N, features), or sequences
+            Examples of the kind that `fit` was given.
+
+        Returns
+        -------
+        ndarray, (N, classes)
+            The probabilities, in the order of `classes_`.
+
+        Raises
+        ------
+        ValueError
+            If the number of features is not that of `fit`.
+        NotFittedError
+            If `fit` was not called before.
         """
-        return softmax(self._answers(X), 1)
+        return softmax(self._outputs(X), 1)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        "The logarithm of `predict_proba`."
-        return log_softmax(self._answers(X), 1)
+        """Predict the logarithm of each class's probability.
+
+        Parameters
+        ----------
+        X : array_like, (N, features), or sequences
+            Examples of the kind that `fit` was given.
+
+        Returns
+        -------
+        ndarray, (N, classes)
+            The logarithms, in the order of `classes_`.
+
+        Raises
+        ------
+        ValueError
+            If the number of features is not that of `fit`.
+        NotFittedError
+            If `fit` was not called before.
+        """
+        return log_softmax(self._outputs(X), 1)
 
     def predict(self, X: Any) -> np.ndarray:
-        "The likeliest class for each of the examples `X`: (m,)."
-        best = self._answers(X).argmax(axis=1)
+        """Predict the most probable class.
+
+        Parameters
+        ----------
+        X : array_like, (N, features), or sequences
+            Examples of the kind that `fit` was given.
+
+        Returns
+        -------
+        ndarray, (N,)
+            One of `classes_` for each example.
+
+        Raises
+        ------
+        ValueError
+            If the number of features is not that of `fit`.
+        NotFittedError
+            If `fit` was not called before.
+        """
+        best = self._outputs(X).argmax(axis=1)
         return self.classes_[best]
 
-    def _two_classes(self, name):
+    def _check_classes(self, name):
+        "ValueError unless there are at least two classes."
         if len(self.classes_) < 2:
             raise ValueError(
                 f"{name}: expected at least 2 classes, got 1 class, "
@@ -317,47 +384,89 @@ class NetworkClassifier(ClassifierMixin, NetworkEstimator):
             )
 
 # %% ../../nbs/estimators/multilayer.ipynb #bdf401ba
-class MLPClassifier(NetworkClassifier, _MLP):
+class MLPClassifier(NetworkClassifier, _MLP):  # numpydoc ignore=PR02
     r"""Multilayer perceptron for classification, trained by AdamW.
 
-    - `hidden_layer_sizes`: units of the hidden layers, from the input on; `activation`:
-      relu, tanh, logistic, gelu or identity.
-    - `learning_rate_init`, `weight_decay`: $\eta$ and $\rho$ of `AdamW`; `batch_size`;
-      `max_iter`: most epochs; `shuffle`: a new order in each.
-    - `tol`, `n_iter_no_change`: end when the training loss has not become lower by `tol`
-      for so many epochs.
-    - `early_stopping`: set `validation_fraction` of the data aside, and end when their
-      loss has not become lower for `n_iter_no_change` epochs, with the best weights.
-    - `verbose`: show a bar; `random_state`: a seed, a NumPy Generator or RandomState.
+    Parameters
+    ----------
+    hidden_layer_sizes : int or sequence of int, default (100,)
+        Units of each hidden layer, from the input on.
+    activation : str, default "relu"
+        "relu", "tanh", "logistic", "gelu" or "identity".
+    learning_rate_init : float, default 1e-3
+        The learning rate $\eta$ of `AdamW`.
+    weight_decay : float, default 1e-2
+        The weight decay $\rho$ of `AdamW`.
+    batch_size : int, default 32
+        Examples in a mini-batch.
+    max_iter : int, default 200
+        The highest number of epochs.
+    shuffle : bool, default True
+        Whether each epoch has an order of its own.
+    tol : float, default 1e-4
+        By how much the training loss has to fall to count as lower.
+    n_iter_no_change : int, default 10
+        Training ends after so many epochs without a lower loss.
+    early_stopping : bool, default False
+        Whether to set validation data aside, to end when their loss does not
+        become lower, and to keep the weights of the best epoch.
+    validation_fraction : float, default 0.1
+        The fraction of the data set aside, between 0 and 1.
+    verbose : bool, default False
+        Whether to show a progress bar.
+    random_state : int, Generator or RandomState, optional
+        A seed, or what random numbers are drawn from.
 
-    Learnt, in the dtype of the data: `model_`, a `Sequential`; `classes_`; `n_iter_`,
-    the epochs run; `loss_curve_`, the training loss of each; with early stopping,
-    `validation_loss_curve_`. Inputs are taken as they are: scale them in a pipeline.
+    Attributes
+    ----------
+    model_ : Sequential
+        The trained network, in the dtype of the data.
+    classes_ : ndarray, (classes,)
+        The classes.
+    n_iter_ : int
+        The number of epochs trained.
+    loss_curve_ : list of float
+        The training loss of each epoch.
+    validation_loss_curve_ : list of float
+        The validation loss of each epoch, with early stopping.
 
-    Source: as for `AdamW`; the conventions are scikit-learn's.
+    Notes
+    -----
+    Inputs are taken as they are; scale them in a pipeline.
+
+    References
+    ----------
+    Loshchilov and Hutter (2019); the conventions are scikit-learn's.
     """
 
     def partial_fit(
         self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None
     ) -> MLPClassifier:
-        """One epoch over `X` (m, n), `y` (m,); the first call must name all `classes`.
+        """Train for one epoch.
 
-        Returns self; raises as `fit` does.
+        Parameters
+        ----------
+        X : array_like, (N, features)
+            The training examples.
+        y : array_like, (N,)
+            Their classes.
+        classes : array_like, optional
+            All classes, which the first call has to name.
+
+        Returns
+        -------
+        MLPClassifier
+            The classifier itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the data, the classes or a setting are not as expected.
+        FloatingPointError
+            If the loss overflows.
         """
         first = not hasattr(self, "model_")
-        if first and classes is None:
-            raise ValueError(
-                "classes: must be given in the first call of partial_fit"
-            )
-        known = (
-            self.classes_
-            if classes is None
-            else np.unique(np.asarray(classes))
-        )
-        if not first and not np.array_equal(known, self.classes_):
-            raise ValueError(
-                f"classes: expected {self.classes_} again, got {known}"
-            )
+        known = self._known_classes(classes, first)
         data, targets = self._checked(X, y, reset=first)
         if not np.isin(targets, known).all():
             raise ValueError(
@@ -365,70 +474,180 @@ class MLPClassifier(NetworkClassifier, _MLP):
             )
         if first:
             self.classes_ = known
-            self._two_classes("classes")
+            self._check_classes("classes")
             self._start(data, len(known))
-        self._learn(data, np.searchsorted(known, targets), 1)
+        self._train(data, np.searchsorted(known, targets), epochs=1)
         return self
 
+    def _known_classes(self, classes, first):
+        "All classes, sorted: those of the first call of `partial_fit`."
+        if classes is None:
+            if first:
+                raise ValueError(
+                    "classes: must be given in the first call of partial_fit"
+                )
+            return self.classes_
+        classes = np.unique(np.asarray(classes))
+        if not first and not np.array_equal(classes, self.classes_):
+            raise ValueError(
+                f"classes: expected {self.classes_} again, got {classes}"
+            )
+        return classes
+
     def _checked(self, X, y, reset=True):
+        "The data as arrays, if they and the settings are right."
         self._check_settings()
-        X, y = validate_data(
-            self, X, y, dtype=[np.float64, np.float32], order="C", reset=reset
-        )
+        X, y = validate_data(self, X, y, **_FLOAT_ROWS, reset=reset)
         check_classification_targets(y)
         return X, y
 
 # %% ../../nbs/estimators/multilayer.ipynb #4b3f50ff
-class MLPRegressor(RegressorMixin, _MLP):
-    r"""Multilayer perceptron for regression, trained by AdamW on the squared error.
+class MLPRegressor(RegressorMixin, _MLP):  # numpydoc ignore=PR02
+    r"""Multilayer perceptron for regression, trained by AdamW.
 
-    - Settings and what is learnt are as for `MLPClassifier`, but for the classes.
-    - Inputs and targets are taken as they are: scale both, the targets by scikit-learn's
-      `TransformedTargetRegressor`.
+    It minimizes the mean squared error, of one target or of several.
 
-    Source: as for `AdamW`; the conventions are scikit-learn's.
+    Parameters
+    ----------
+    hidden_layer_sizes : int or sequence of int, default (100,)
+        Units of each hidden layer, from the input on.
+    activation : str, default "relu"
+        "relu", "tanh", "logistic", "gelu" or "identity".
+    learning_rate_init : float, default 1e-3
+        The learning rate $\eta$ of `AdamW`.
+    weight_decay : float, default 1e-2
+        The weight decay $\rho$ of `AdamW`.
+    batch_size : int, default 32
+        Examples in a mini-batch.
+    max_iter : int, default 200
+        The highest number of epochs.
+    shuffle : bool, default True
+        Whether each epoch has an order of its own.
+    tol : float, default 1e-4
+        By how much the training loss has to fall to count as lower.
+    n_iter_no_change : int, default 10
+        Training ends after so many epochs without a lower loss.
+    early_stopping : bool, default False
+        Whether to set validation data aside, to end when their loss does not
+        become lower, and to keep the weights of the best epoch.
+    validation_fraction : float, default 0.1
+        The fraction of the data set aside, between 0 and 1.
+    verbose : bool, default False
+        Whether to show a progress bar.
+    random_state : int, Generator or RandomState, optional
+        A seed, or what random numbers are drawn from.
+
+    Attributes
+    ----------
+    model_ : Sequential
+        The trained network, in the dtype of the data.
+    n_iter_ : int
+        The number of epochs trained.
+    loss_curve_ : list of float
+        The training loss of each epoch.
+    validation_loss_curve_ : list of float
+        The validation loss of each epoch, with early stopping.
+
+    Notes
+    -----
+    Inputs and targets are taken as they are. Scale both: the inputs in a
+    pipeline, the targets by scikit-learn's `TransformedTargetRegressor`.
+
+    References
+    ----------
+    Loshchilov and Hutter (2019); the conventions are scikit-learn's.
     """
 
     _loss = MSELoss()
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> MLPRegressor:
-        """Learn from `X` (m, n) and `y`, (m,) or (m, k). Returns self.
+        """Train a new network.
 
-        Raises as `MLPClassifier.fit` does.
+        Parameters
+        ----------
+        X : array_like, (N, features)
+            The training examples.
+        y : array_like, (N,) or (N, targets)
+            Their targets.
+
+        Returns
+        -------
+        MLPRegressor
+            The regressor itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the data or a setting are not as expected.
+        FloatingPointError
+            If the loss overflows.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the loss was still falling after `max_iter` epochs.
         """
         self.__dict__.pop("model_", None)
         data, targets = self._checked(X, y)
         return self._fit(data, targets, targets.shape[1])
 
     def partial_fit(self, X: ArrayLike, y: ArrayLike) -> MLPRegressor:
-        "One epoch over `X` (m, n) and `y`, (m,) or (m, k). Returns self; raises as `fit`."
+        """Train for one epoch.
+
+        Parameters
+        ----------
+        X : array_like, (N, features)
+            The training examples.
+        y : array_like, (N,) or (N, targets)
+            Their targets.
+
+        Returns
+        -------
+        MLPRegressor
+            The regressor itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the data or a setting are not as expected.
+        FloatingPointError
+            If the loss overflows.
+        """
         first = not hasattr(self, "model_")
         data, targets = self._checked(X, y, reset=first)
         if first:
             self._start(data, targets.shape[1])
-        self._learn(data, targets, 1)
+        self._train(data, targets, epochs=1)
         return self
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """Answers for the rows of `X` (m, n), of the shape that the targets had.
+        """Predict the targets.
 
-        Raises ValueError on a wrong number of inputs, NotFittedError before `fit`.
+        Parameters
+        ----------
+        X : array_like, (N, features)
+            The examples.
+
+        Returns
+        -------
+        ndarray, (N,) or (N, targets)
+            The predictions, with as many dimensions as `fit` was given.
+
+        Raises
+        ------
+        ValueError
+            If the number of features is not that of `fit`.
+        NotFittedError
+            If `fit` was not called before.
         """
-        outputs = self._answers(X)
+        outputs = self._outputs(X)
         return outputs[:, 0] if self._flat else outputs
 
     def _checked(self, X, y, reset=True):
+        "The data as arrays, the targets (N, targets), if they are right."
         self._check_settings()
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            dtype=[np.float64, np.float32],
-            order="C",
-            reset=reset,
-            multi_output=True,
-            y_numeric=True,
-        )
+        targets = dict(multi_output=True, y_numeric=True)
+        X, y = validate_data(self, X, y, **_FLOAT_ROWS, **targets, reset=reset)
         flat = y.ndim == 1
         if not reset and flat != self._flat:
             raise ValueError(

@@ -9,12 +9,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import (
+    check_array,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
 
-from ..core.arguments import as_float, check_count, check_real
+from ..core.arguments import as_float, check_count, check_flag
+from ..core.arguments import check_real
 from .multilayer import NetworkClassifier, NetworkEstimator
 from ..lstm import GRU, LSTM
 from ..mlp import Linear, MSELoss
@@ -24,10 +30,8 @@ from ..rnn import RNN, SequenceModel
 __all__ = ['SequenceClassifier', 'SequenceForecaster']
 
 # %% ../../nbs/estimators/sequences.ipynb #114eaa35
-def _padded(sequences: Any) -> tuple[np.ndarray, np.ndarray]:
-    "Arrays (time, features) or (time,) as one (m, time, features), and its mask."
-    arrays = [as_float(a, f"X[{i}]") for i, a in enumerate(sequences)]
-    arrays = [a[:, None] if a.ndim == 1 else a for a in arrays]
+def _check_sequences(arrays: list[np.ndarray]) -> None:
+    "ValueError unless each is (time, features), all with as many features."
     if not arrays:
         raise ValueError("X: expected at least one sequence, got none")
     k = arrays[0].shape[-1]
@@ -37,44 +41,55 @@ def _padded(sequences: Any) -> tuple[np.ndarray, np.ndarray]:
                 f"X[{i}]: expected shape (time, {k}), at least one step, "
                 f"got {a.shape}"
             )
+
+# %% ../../nbs/estimators/sequences.ipynb #81fd7bf5
+def _pad(sequences: Any) -> tuple[np.ndarray, np.ndarray]:
+    "Sequences as one array (N, time, features), and its mask (N, time)."
+    arrays = [as_float(a, f"X[{i}]") for i, a in enumerate(sequences)]
+    arrays = [a[:, None] if a.ndim == 1 else a for a in arrays]
+    _check_sequences(arrays)
     lengths = np.array([len(a) for a in arrays])
-    x = np.zeros((len(arrays), lengths.max(), k), np.result_type(*arrays))
+    shape = (len(arrays), lengths.max(), arrays[0].shape[1])
+    x = np.zeros(shape, np.result_type(*arrays))
     for row, a in zip(x, arrays):
         row[: len(a)] = a
     return x, np.arange(x.shape[1]) < lengths[:, None]
 
 # %% ../../nbs/estimators/sequences.ipynb #205bb14c
 def _is_list(X: Any) -> bool:
-    "Whether `X` is a list of arrays or of rows of unequal length, and not a table."
-    if (
-        isinstance(X, np.ndarray)
-        and (X.dtype != object or X.ndim > 1)
-        or not isinstance(X, (list, tuple, np.ndarray))
-    ):
+    "Whether `X` is a list of sequences, and not a table of numbers."
+    if isinstance(X, np.ndarray):
+        if X.dtype != object or X.ndim > 1:
+            return False
+    elif not isinstance(X, (list, tuple)):
         return False
     if any(isinstance(a, np.ndarray) and a.ndim for a in X):
         return True
-    shapes = [
-        (len(a), *np.shape(a[0]))
-        if isinstance(a, (list, tuple)) and len(a)
-        else ()
-        for a in X
-    ]
-    return (
-        any(len(s) == 2 for s in shapes)
-        or len({len(s) and s[0] for s in shapes}) > 1
-    )
+    return _is_ragged_or_nested(X)
+
+# %% ../../nbs/estimators/sequences.ipynb #ced867d8
+def _is_ragged_or_nested(rows: Any) -> bool:
+    "Whether rows hold rows themselves, or are not all of one length."
+    lengths = set()
+    for row in rows:
+        is_row = isinstance(row, (list, tuple)) and len(row) > 0
+        if is_row and np.ndim(row[0]) == 1:
+            return True
+        lengths.add(len(row) if is_row else 0)
+    return len(lengths) > 1
 
 # %% ../../nbs/estimators/sequences.ipynb #c0f59582
 _CELLS: dict[str, Callable[..., Any]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+_MIN_NORM = 1e-30  # the lowest `max_norm`; at 0 nothing would be learned
 
 
 class _Recurrent(NetworkEstimator):
-    "A recurrent network and its training."
+    "The settings and the network of both estimators for sequences."
 
     bidirectional = False
 
     def _check_settings(self):
+        "TypeError or ValueError unless all settings are right."
         if not isinstance(self.cell, str) or self.cell not in _CELLS:
             raise ValueError(
                 f"cell: expected one of {list(_CELLS)}, got {self.cell!r}"
@@ -83,52 +98,96 @@ class _Recurrent(NetworkEstimator):
             check_count(getattr(self, name), name)
         check_real(self.dropout, "dropout", 0, 1)
         if self.max_norm is not None:
-            check_real(self.max_norm, "max_norm", 1e-30)
-        if not isinstance(self.bidirectional, (bool, np.bool_)):
-            raise TypeError(
-                "bidirectional: expected True or False, got "
-                f"{self.bidirectional!r}"
-            )
+            check_real(self.max_norm, "max_norm", _MIN_NORM)
+        check_flag(self.bidirectional, "bidirectional")
         self._check_training()
 
     def _model(self, features, outputs, dtype, last):
-        "The recurrent layers, and a dense one on top."
+        "Recurrent layers and a dense one, for inputs (N, time, features)."
+        common = dict(rng=self._rng, dtype=dtype)
         recurrent = _CELLS[self.cell](
             features,
             self.hidden_size,
             self.num_layers,
             dropout=self.dropout,
             bidirectional=bool(self.bidirectional),
-            rng=self._rng,
-            dtype=dtype,
+            **common,
         )
-        head = Linear(
-            self.hidden_size * (1 + self.bidirectional),
-            outputs,
-            rng=self._rng,
-            dtype=dtype,
-        )
+        states = self.hidden_size * (1 + self.bidirectional)
+        head = Linear(states, outputs, **common)
         return SequenceModel(recurrent, head, last=last)
 
 # %% ../../nbs/estimators/sequences.ipynb #1aba3d20
+_ROWS = 256  # sequences that are passed through the network at once
+
+
 class SequenceClassifier(NetworkClassifier, _Recurrent):
-    r"""Says of which class a sequence is: a recurrent network, trained by AdamW.
+    r"""Recurrent network for classifying sequences, trained by AdamW.
 
-    - `cell`: gru, lstm or rnn; `hidden_size`, `num_layers`, `dropout`, `bidirectional`: as
-      for `GRU`; the answer is read from the state after the last step.
-    - `learning_rate_init`, `weight_decay`: $\eta$ and $\rho$ of `AdamW`; `batch_size`;
-      `max_iter`: most epochs; `max_norm`: longer gradients are clipped to it, None: never.
-    - `shuffle`, `tol`, `n_iter_no_change`, `early_stopping`, `validation_fraction`,
-      `verbose`, `random_state`: as for `MLPClassifier`.
+    The class is predicted from the hidden state after the last step.
 
-    Sequences `X` come as (m, time, features); as a list of m arrays (time, features) or
-    (time,), of any lengths; or as a table (m, time), an array or lists of numbers, whose rows
-    must all be of the length that they had in `fit`. Scale them first.
+    Parameters
+    ----------
+    cell : str, default "gru"
+        "gru", "lstm" or "rnn".
+    hidden_size : int, default 32
+        Units of the hidden state.
+    num_layers : int, default 1
+        Recurrent layers, stacked.
+    dropout : float, default 0
+        The probability of dropout between the layers, from 0 to below 1.
+    bidirectional : bool, default False
+        Whether to read the sequences in both directions.
+    learning_rate_init : float, default 5e-3
+        The learning rate $\eta$ of `AdamW`.
+    weight_decay : float, default 1e-2
+        The weight decay $\rho$ of `AdamW`.
+    batch_size : int, default 32
+        Examples in a mini-batch.
+    max_iter : int, default 100
+        The highest number of epochs.
+    max_norm : float or None, default 1
+        The common norm of all gradients is clipped to it; None: not clipped.
+    shuffle : bool, default True
+        Whether each epoch has an order of its own.
+    tol : float, default 1e-4
+        By how much the training loss has to fall to count as lower.
+    n_iter_no_change : int, default 10
+        Training ends after so many epochs without a lower loss.
+    early_stopping : bool, default False
+        Whether to set validation data aside, to end when their loss does not
+        become lower, and to keep the weights of the best epoch.
+    validation_fraction : float, default 0.1
+        The fraction of the data set aside, between 0 and 1.
+    verbose : bool, default False
+        Whether to show a progress bar.
+    random_state : int, Generator or RandomState, optional
+        A seed, or what random numbers are drawn from.
 
-    Learnt: `model_`, a `SequenceModel`; `classes_`; `n_iter_`; `loss_curve_`; with early
-    stopping, `validation_loss_curve_`.
+    Attributes
+    ----------
+    model_ : SequenceModel
+        The trained network.
+    classes_ : ndarray, (classes,)
+        The classes.
+    n_iter_ : int
+        The number of epochs trained.
+    loss_curve_ : list of float
+        The training loss of each epoch.
+    validation_loss_curve_ : list of float
+        The validation loss of each epoch, with early stopping.
 
-    Source: as for `GRU`, `LSTM`, `RNN`; the conventions are scikit-learn's.
+    Notes
+    -----
+    Sequences `X` are an array (N, time, features); a list of N arrays
+    (time, features) or (time,), of any lengths; or a table (N, time), an array
+    or lists of numbers, whose rows must have the length that they had in
+    `fit`. Scale them first.
+
+    References
+    ----------
+    Cho et al. (2014) for the GRU, Hochreiter and Schmidhuber (1997) for the
+    LSTM, Elman (1990) for the RNN; the conventions are scikit-learn's.
     """
 
     def __init__(
@@ -171,61 +230,54 @@ class SequenceClassifier(NetworkClassifier, _Recurrent):
         self.random_state = random_state
 
     def _network(self, X, outputs):
+        "The network for sequences (N, time, features)."
         return self._model(X[0].shape[2], outputs, X[0].dtype, last=True)
 
     def _sequences(self, X, reset):
-        "As a tuple: (m, time, features), and the mask if lengths differ."
-        like_lists, table = (
-            not reset and not self._table and isinstance(X, (list, tuple)),
-            False,
-        )
-        if like_lists or _is_list(X):
-            X, mask = _padded(X)
+        "A tuple of (N, time, features), and of the mask if lengths differ."
+        is_table = False
+        fit_had_lists = not reset and not self._table
+        if (fit_had_lists and isinstance(X, (list, tuple))) or _is_list(X):
+            X, mask = _pad(X)
             parts = (X,) if mask.all() else (X, mask)
         elif getattr(X, "ndim", None) == 3:
-            parts = (as_float(X, "X"),)
-            if 0 in parts[0].shape:
-                raise ValueError(
-                    "X: expected at least one sequence, step and feature, got "
-                    f"shape {parts[0].shape}"
-                )
+            parts = (_as_sequences(X),)
         elif reset or self._table:
             X = validate_data(
                 self, X, dtype=[np.float64, np.float32], order="C", reset=reset
             )
-            parts, table = (X[:, :, None],), True
+            parts, is_table = (X[:, :, None],), True
         else:
             raise ValueError(
                 "X: expected a list of sequences, or (m, time, "
                 f"{self._features}), got shape {np.shape(X)}"
             )
-        return self._same_kind(parts, table, reset)
+        self._check_features(parts[0].shape[2], is_table, reset)
+        return parts
 
-    def _same_kind(self, parts, table, reset):
-        "The sequences, if they have as many features as those of `fit` had."
-        features = parts[0].shape[2]
+    def _check_features(self, features, is_table, reset):
+        "ValueError unless there are as many features as in `fit`."
         if reset:
-            self._features, self._table = features, table
-            if not table:
+            self._features = features
+            self._table = is_table
+            if not is_table:
                 self.n_features_in_ = features
         elif features != self._features:
             raise ValueError(
-                f"X: expected sequences of {self._features} features as in fit, "
-                f"got {features}"
+                f"X: expected sequences of {self._features} features, as in "
+                f"fit, got {features}"
             )
-        return parts
 
     def _checked(self, X, y, reset=True):
+        "Sequences and classes, if they and the settings are right."
         self._check_settings()
         if y is None:
             raise ValueError(
                 "y: requires y to be passed, but the target y is None"
             )
         parts = self._sequences(X, reset)
-        y = column_or_1d(
-            check_array(y, ensure_2d=False, dtype=None, input_name="y"),
-            warn=True,
-        )
+        y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
+        y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         if len(y) != len(parts[0]):
             raise ValueError(
@@ -233,33 +285,92 @@ class SequenceClassifier(NetworkClassifier, _Recurrent):
             )
         return parts, y
 
-    def _answers(self, X):
+    def _outputs(self, X):
+        "The network's outputs for the sequences `X`: (N, classes)."
         check_is_fitted(self, "model_")
-        parts = self._sequences(X, False)
+        x, *masks = self._sequences(X, reset=False)
         dtype = self.model_.params["head.weight"].dtype
-        parts = (parts[0].astype(dtype, copy=False), *parts[1:])
-        return np.concatenate(
-            [
-                self.model_(*(part[i : i + 256] for part in parts))
-                for i in range(0, len(parts[0]), 256)
-            ]
+        parts = [x.astype(dtype, copy=False), *masks]
+        outputs = []
+        for i in range(0, len(x), _ROWS):
+            batch = [part[i : i + _ROWS] for part in parts]
+            outputs.append(self.model_(*batch))
+        return np.concatenate(outputs)
+
+# %% ../../nbs/estimators/sequences.ipynb #f88539e7
+def _as_sequences(X):
+    "An array (N, time, features) of floats, with none of these 0."
+    X = as_float(X, "X")
+    if 0 in X.shape:
+        raise ValueError(
+            "X: expected at least one sequence, step and feature, got "
+            f"shape {X.shape}"
         )
+    return X
 
 # %% ../../nbs/estimators/sequences.ipynb #b023d9cb
 class SequenceForecaster(_Recurrent):
-    r"""Forecasts a series: a recurrent network that learns each next value, by AdamW.
+    r"""Recurrent network for forecasting a series, trained by AdamW.
 
-    - `cell`, `hidden_size`, `num_layers`, `dropout`: as for `GRU`.
-    - `window`: steps that are learnt from at a time; `difference`: learn the changes from
-      step to step, and sum them up.
-    - The other settings as for `SequenceClassifier`; with `early_stopping`, the last windows
-      are those set aside.
+    It learns to predict the next value at each step of a window.
 
-    Learnt, in the dtype of the series: `model_`, a `SequenceModel`; `mean_`, `scale_`;
-    `n_iter_`; `loss_curve_`, in units of the variance; with early stopping,
-    `validation_loss_curve_`.
+    Parameters
+    ----------
+    cell : str, default "gru"
+        "gru", "lstm" or "rnn".
+    hidden_size : int, default 32
+        Units of the hidden state.
+    num_layers : int, default 1
+        Recurrent layers, stacked.
+    window : int, default 48
+        Steps of a training window.
+    difference : bool, default False
+        Whether to learn the changes from step to step, and sum them up.
+    dropout : float, default 0
+        The probability of dropout between the layers, from 0 to below 1.
+    learning_rate_init : float, default 5e-3
+        The learning rate $\eta$ of `AdamW`.
+    weight_decay : float, default 1e-2
+        The weight decay $\rho$ of `AdamW`.
+    batch_size : int, default 32
+        Windows in a mini-batch.
+    max_iter : int, default 100
+        The highest number of epochs.
+    max_norm : float or None, default 1
+        The common norm of all gradients is clipped to it; None: not clipped.
+    shuffle : bool, default True
+        Whether each epoch has an order of its own.
+    tol : float, default 1e-4
+        By how much the training loss has to fall to count as lower.
+    n_iter_no_change : int, default 10
+        Training ends after so many epochs without a lower loss.
+    early_stopping : bool, default False
+        Whether to set the last windows aside, to end when their loss does not
+        become lower, and to keep the weights of the best epoch.
+    validation_fraction : float, default 0.1
+        The fraction of the windows set aside, between 0 and 1.
+    verbose : bool, default False
+        Whether to show a progress bar.
+    random_state : int, Generator or RandomState, optional
+        A seed, or what random numbers are drawn from.
 
-    Source: as for `GRU`, `LSTM`, `RNN`; Graves (2013), section 2, for the training.
+    Attributes
+    ----------
+    model_ : SequenceModel
+        The trained network, in the dtype of the series.
+    mean_, scale_ : ndarray, (features,)
+        Mean and standard deviation of what is learned, values or changes.
+    n_iter_ : int
+        The number of epochs trained.
+    loss_curve_ : list of float
+        The training loss of each epoch, in units of the variance.
+    validation_loss_curve_ : list of float
+        The validation loss of each epoch, with early stopping.
+
+    References
+    ----------
+    Graves (2013), section 2, for the training; Cho et al. (2014) for the GRU,
+    Hochreiter and Schmidhuber (1997) for the LSTM, Elman (1990) for the RNN.
     """
 
     _loss = MSELoss()
@@ -306,87 +417,129 @@ class SequenceForecaster(_Recurrent):
         self.random_state = random_state
 
     def fit(self, series: ArrayLike) -> SequenceForecaster:
-        """Learn from `series`, (time,) or (time, features). Returns self.
+        """Train a new network on the windows of a series.
 
-        Raises TypeError or ValueError on a series or settings that do not fit, such as
-        fewer than two windows; FloatingPointError if the loss overflows; warns
-        ConvergenceWarning if it was still falling after `max_iter` epochs.
+        Parameters
+        ----------
+        series : array_like, (time,) or (time, features)
+            The series, at least two windows long.
+
+        Returns
+        -------
+        SequenceForecaster
+            The forecaster itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the series or a setting are not as expected.
+        FloatingPointError
+            If the loss overflows.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the loss was still falling after `max_iter` epochs.
         """
         self.__dict__.pop("model_", None)
         self._check_settings()
         check_count(self.window, "window")
-        if not isinstance(self.difference, (bool, np.bool_)):
-            raise TypeError(
-                f"difference: expected True or False, got {self.difference!r}"
-            )
+        check_flag(self.difference, "difference")
         series = as_float(series, "series")
-        z = self._steps(series)
-        if len(z) < 2 * self.window + 1:
+        steps = self._steps(series)
+        if len(steps) < 2 * self.window + 1:
             raise ValueError(
-                f"series: expected at least two windows of {self.window} steps, "
-                f"got {len(series)} steps"
+                f"series: expected at least two windows of {self.window} "
+                f"steps, got {len(series)} steps"
             )
-        self._flat, self.n_features_in_ = series.ndim == 1, z.shape[1]
-        self.mean_, scale = z.mean(axis=0), z.std(axis=0)
-        self.scale_ = np.where(scale > 0, scale, 1).astype(z.dtype)
-        windows = np.lib.stride_tricks.sliding_window_view(
-            (z - self.mean_) / self.scale_, self.window + 1, axis=0
-        ).transpose(0, 2, 1)
-        return self._fit(windows[:, :-1], windows[:, 1:], z.shape[1])
+        self._flat = series.ndim == 1
+        self.n_features_in_ = steps.shape[1]
+        self.mean_ = steps.mean(axis=0)
+        scale = steps.std(axis=0)
+        self.scale_ = np.where(scale > 0, scale, 1).astype(steps.dtype)
+        windows = self._windows((steps - self.mean_) / self.scale_)
+        return self._fit(windows[:, :-1], windows[:, 1:], steps.shape[1])
 
     def predict(self, series: ArrayLike, steps: int = 1) -> np.ndarray:
-        """The `steps` values that follow `series`: (steps,) or (steps, features).
+        """Forecast the values that follow a series.
 
-        - `series`: (time,) or (time, features), as in `fit`; at least one step, with
-          `difference` two. It need not be the one that was learnt from.
-        - Raises TypeError or ValueError on a series that does not fit, NotFittedError
-          before `fit`.
+        Parameters
+        ----------
+        series : array_like, (time,) or (time, features)
+            The series so far, with as many dimensions and features as in
+            `fit`: at least one step, with `difference` two. It need not be the
+            series of `fit`.
+        steps : int, default 1
+            How many values to forecast.
+
+        Returns
+        -------
+        ndarray, (steps,) or (steps, features)
+            The forecast, with as many dimensions as `series`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the series or `steps` are not as expected.
+        NotFittedError
+            If `fit` was not called before.
         """
         check_is_fitted(self, "model_")
         steps = check_count(steps, "steps")
         series = as_float(series, "series", dtype=self.scale_.dtype)
-        z = self._steps(series)
-        if (
-            (series.ndim == 1) != self._flat
-            or z.shape[1] != self.n_features_in_
-            or not len(z)
-        ):
-            raise ValueError(
-                "series: expected at least one step of what fit was given, got "
-                f"shape {series.shape}"
-            )
-        answers = self._continued((z - self.mean_) / self.scale_, steps)
-        answers = answers * self.scale_ + self.mean_
+        known = self._steps(series)
+        self._check_kind(series, known)
+        scaled = (known - self.mean_) / self.scale_
+        forecast = self._continue(scaled, steps) * self.scale_ + self.mean_
         if self.difference:
-            answers = series[-1] + np.cumsum(answers, axis=0)
-        return answers[:, 0] if self._flat else answers
+            forecast = series[-1] + np.cumsum(forecast, axis=0)
+        return forecast[:, 0] if self._flat else forecast
 
-    def _continued(self, z, steps):
-        "What the network says after the scaled `z`, fed with its own answers."
-        parts, answers = self.model_.parts, []
-        y, state = parts["recurrent"](z[None])
-        for _ in range(steps):
-            answers.append(parts["head"](y[:, -1]))
-            if len(answers) < steps:
-                y, state = parts["recurrent"](answers[-1][:, None], state)
-        return np.concatenate(answers)
+    def _continue(self, scaled, steps):
+        "Forecast (steps, features) after (time, features), autoregressively."
+        recurrent = self.model_.parts["recurrent"]
+        head = self.model_.parts["head"]
+        forecast = []
+        y, state = recurrent(scaled[None])
+        for step in range(steps):
+            if step > 0:
+                y, state = recurrent(forecast[-1][:, None], state)
+            forecast.append(head(y[:, -1]))
+        return np.concatenate(forecast)
 
     def _steps(self, series):
-        "The series, or its changes, as (time, features)."
+        "The values of the series, or their changes: (time, features)."
         if series.ndim not in (1, 2) or 0 in series.shape:
             raise ValueError(
                 "series: expected shape (time,) or (time, features), got "
                 f"{series.shape}"
             )
-        z = series.reshape(len(series), -1)
-        return np.diff(z, axis=0) if self.difference else z
+        values = series.reshape(len(series), -1)
+        return np.diff(values, axis=0) if self.difference else values
+
+    def _windows(self, steps):
+        "All windows and the step after each: (N, window + 1, features)."
+        windows = sliding_window_view(steps, self.window + 1, axis=0)
+        return windows.transpose(0, 2, 1)
+
+    def _check_kind(self, series, steps):
+        "ValueError unless the series is of the kind that `fit` was given."
+        same_ndim = (series.ndim == 1) == self._flat
+        same_features = steps.shape[1] == self.n_features_in_
+        if not (same_ndim and same_features and len(steps) > 0):
+            raise ValueError(
+                "series: expected at least one step of what fit was given, "
+                f"got shape {series.shape}"
+            )
 
     def _network(self, X, outputs):
+        "The network for windows (N, window, features)."
         return self._model(X.shape[2], outputs, X.dtype, last=False)
 
-    def _split(self, m, stratify):
-        "The last windows are set aside; those that overlap them are left out."
-        aside = max(1, round(self.validation_fraction * m))
-        if m - aside <= self.window:
+    def _split(self, n, stratify):
+        "The first windows, and the last ones, which share no step with them."
+        aside = max(1, round(self.validation_fraction * n))
+        first = n - aside - self.window
+        if first <= 0:
             raise ValueError("series: too short to set windows aside")
-        return np.arange(m - aside - self.window), np.arange(m - aside, m)
+        return np.arange(first), np.arange(n - aside, n)
