@@ -13,21 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from dlnotes.core.arguments import (
-    as_float,
-    check_array,
-    check_count,
-    check_input,
-)
+from .core.arguments import as_float, check_array, check_count
+from .core.arguments import check_input
 from .core.execution import compiled
 from .core.layers import Layer, uniform_parameters
 from .kernels.convolution import ConvPlan, conv_plan, tuned_conv2d
 from .kernels.convolution import tuned_conv2d_backward
-from dlnotes.kernels.pooling import (
-    PoolPlan,
-    tuned_avg_pool,
-    tuned_avg_pool_backward,
-)
+from .kernels.pooling import PoolPlan
+from .kernels.pooling import tuned_avg_pool, tuned_avg_pool_backward
 from .kernels.pooling import tuned_max_pool, tuned_max_pool_backward
 
 # %% auto #0

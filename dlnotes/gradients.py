@@ -13,22 +13,14 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .core.arguments import check_array, check_count, check_flag
-from dlnotes.core.arguments import (
-    check_float_dtype,
-    check_input,
-    check_real,
-    check_rng,
-)
+from .core.arguments import check_float_dtype, check_input
+from .core.arguments import check_real, check_rng
 from .core.execution import compiled
 from .core.layers import Layer
-from dlnotes.kernels.normalization import (
-    tuned_batch_norm,
-    tuned_batch_norm_backward,
-)
-from dlnotes.kernels.normalization import (
-    tuned_layer_norm,
-    tuned_layer_norm_backward,
-)
+from .kernels.normalization import tuned_batch_norm
+from .kernels.normalization import tuned_batch_norm_backward
+from .kernels.normalization import tuned_layer_norm
+from .kernels.normalization import tuned_layer_norm_backward
 
 # %% auto #0
 __all__ = ['xavier_normal', 'xavier_uniform', 'kaiming_normal', 'kaiming_uniform', 'orthogonal', 'batch_norm_kernel',
