@@ -6,27 +6,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from dlnotes.core.arguments import (
-    as_float,
-    check_array,
-    check_count,
-    check_input,
-)
+from .core.arguments import as_float, check_array, check_count
+from .core.arguments import check_input
 from .core.execution import compiled
 from .core.layers import Layer, uniform_parameters
 from .kernels.convolution import ConvPlan, conv_plan, tuned_conv2d
 from .kernels.convolution import tuned_conv2d_backward
-from dlnotes.kernels.pooling import (
-    PoolPlan,
-    tuned_avg_pool,
-    tuned_avg_pool_backward,
-)
+from .kernels.pooling import PoolPlan
+from .kernels.pooling import tuned_avg_pool, tuned_avg_pool_backward
 from .kernels.pooling import tuned_max_pool, tuned_max_pool_backward
 
 # %% auto #0
@@ -36,18 +30,24 @@ __all__ = ['conv_output_size', 'conv2d_kernel', 'conv2d_backward_kernel', 'conv2
            'Flatten']
 
 # %% ../nbs/cnn.ipynb #fee938c4
-def _zeros(
-    padding: int | str, kernel_size: int, dilation: int, stride: int
+def _pad_width(
+    padding: int | str, kernel_size: int, stride: int, dilation: int
 ) -> tuple[int, int]:
     "Zeros before and after an axis."
-    if padding == "same":
-        if stride != 1:
-            raise ValueError(
-                f"padding: expected numbers for stride {stride}, got 'same'"
-            )
-        total = dilation * (kernel_size - 1)
-        return total // 2, total - total // 2
-    return (0, 0) if isinstance(padding, str) else (padding, padding)
+    if isinstance(padding, int):
+        return padding, padding
+    if padding not in ("same", "valid"):
+        raise ValueError(
+            f"padding: expected 'same' or 'valid', got {padding!r}"
+        )
+    if padding == "valid":
+        return 0, 0
+    if stride != 1:
+        raise ValueError(
+            f"padding: expected numbers for stride {stride}, got 'same'"
+        )
+    total = dilation * (kernel_size - 1)
+    return total // 2, total - total // 2
 
 # %% ../nbs/cnn.ipynb #380b4033
 def conv_output_size(
@@ -57,29 +57,51 @@ def conv_output_size(
     padding: int | str = 0,
     dilation: int = 1,
 ) -> int:
-    r"""Places of a window on an axis, $\lfloor (I - D(F-1) - 1 + 2P)/S \rfloor + 1$.
+    r"""Output size of a convolution or a pooling along one axis.
 
-    - `size`: pixels of the image; `kernel_size`, `stride`, `dilation`: from 1;
-      `padding`: from 0, or "same" (only for stride 1) or "valid".
-    - Raises TypeError on what are no integers, ValueError where they are too small or
-      leave no place for the window.
-    - Source: Dumoulin and Visin (2016).
+    It is $\lfloor (I - D(F-1) - 1 + 2P)/S \rfloor + 1$.
+
+    Parameters
+    ----------
+    size : int
+        Pixels of the image along the axis, $I$.
+    kernel_size : int
+        Size of the kernel along the axis, $F$, from 1.
+    stride : int, default 1
+        Step of the window in pixels, $S$, from 1.
+    padding : int, "same" or "valid", default 0
+        Zeros on each side of the image, $P$, from 0. "same" preserves the size
+        and needs stride 1; "valid" is 0.
+    dilation : int, default 1
+        Distance of the kernel's elements in pixels, $D$, from 1.
+
+    Returns
+    -------
+    int
+        Number of positions of the window.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an integer.
+    ValueError
+        If an argument is too small, or if the window fits nowhere.
+
+    References
+    ----------
+    Dumoulin and Visin (2016).
     """
-    f, s, d = (
-        check_count(v, name)
-        for v, name in (
-            (kernel_size, "kernel_size"),
-            (stride, "stride"),
-            (dilation, "dilation"),
-        )
-    )
-    padding = _as_padding(padding, int)
-    return _places(
-        check_count(size, "size"), f, s, _zeros(padding, f, d, s), d, "size"
-    )
+    kernel_size = check_count(kernel_size, "kernel_size")
+    stride = check_count(stride, "stride")
+    dilation = check_count(dilation, "dilation")
+    if not isinstance(padding, str):
+        padding = check_count(padding, "padding", 0)
+    size = check_count(size, "size")
+    zeros = _pad_width(padding, kernel_size, stride, dilation)
+    return _output_size(size, kernel_size, stride, zeros, dilation, "size")
 
 # %% ../nbs/cnn.ipynb #0380d054
-def _places(
+def _output_size(
     size: int,
     kernel_size: int,
     stride: int,
@@ -87,124 +109,132 @@ def _places(
     dilation: int,
     name: str,
 ) -> int:
-    "Places of a window on an axis; an error that begins with `name` if there is none."
-    reach, padded = dilation * (kernel_size - 1) + 1, size + sum(zeros)
-    if reach > padded:
+    "Positions of a window on an axis; errors begin with `name`."
+    extent = dilation * (kernel_size - 1) + 1
+    padded = size + sum(zeros)
+    if extent > padded:
         raise ValueError(
-            f"{name}: expected at least {reach} pixels, padding included, "
+            f"{name}: expected at least {extent} pixels, padding included, "
             f"got {padded}"
         )
-    return (padded - reach) // stride + 1
+    return (padded - extent) // stride + 1
 
 # %% ../nbs/cnn.ipynb #b9d93d26
-_WHOLE = (int, np.integer)
+def _is_integer(value: Any) -> bool:
+    "Whether `value` is an integer, and not True or False."
+    integers = (int, np.integer)
+    return isinstance(value, integers) and not isinstance(value, bool)
+
+# %% ../nbs/cnn.ipynb #7767fcfc
+_SIZE_LIMIT = 2**31  # settings fit into 32 bits
 
 
-def _pair(v: Any, name: str, low: int) -> tuple[int, int]:
-    "A number or a pair of them, none below `low`, as a pair."
-    pair = (v, v) if isinstance(v, _WHOLE) else v
-    if not (
-        isinstance(pair, (tuple, list))
-        and len(pair) == 2
-        and all(
-            isinstance(p, _WHOLE) and not isinstance(p, bool) for p in pair
-        )
-    ):
+def _pair(value: Any, name: str, minimum: int) -> tuple[int, int]:
+    "An integer or a pair of them, none below `minimum`, as a pair."
+    pair = (value, value) if _is_integer(value) else value
+    is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
+    if not is_pair or not all(_is_integer(number) for number in pair):
         raise TypeError(
-            f"{name}: expected an integer or a pair of them, got {v!r}"
+            f"{name}: expected an integer or a pair of them, got {value!r}"
         )
-    if not low <= min(pair) <= max(pair) < 2**31:
-        raise ValueError(f"{name}: expected {low}, {low + 1}, ..., got {v!r}")
+    if not minimum <= min(pair) <= max(pair) < _SIZE_LIMIT:
+        raise ValueError(
+            f"{name}: expected {minimum}, {minimum + 1}, ..., got {value!r}"
+        )
     return int(pair[0]), int(pair[1])
 
 # %% ../nbs/cnn.ipynb #d8269e35
-def _as_padding(padding: Any, kind: type = tuple) -> Any:
-    "`padding` as a word, a pair or, if `kind` is int, a number."
+def _as_padding(padding: Any) -> str | tuple[int, int]:
+    "`padding` as a word or a pair."
     if isinstance(padding, str):
-        if padding not in ("same", "valid"):
-            raise ValueError(
-                f"padding: expected 'same' or 'valid', got {padding!r}"
-            )
         return padding
-    if kind is int and not isinstance(padding, _WHOLE):
-        raise TypeError(f"padding: expected an integer, got {padding!r}")
-    pair = _pair(padding, "padding", 0)
-    return pair[0] if kind is int else pair
+    return _pair(padding, "padding", 0)
+
+# %% ../nbs/cnn.ipynb #a560b866
+def _pad_widths(
+    padding: str | tuple[int, int],
+    kernel: Sequence[int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    "Zeros before and after the rows, and before and after the columns."
+    pair = (padding, padding) if isinstance(padding, str) else padding
+    rows = _pad_width(pair[0], kernel[0], stride[0], dilation[0])
+    columns = _pad_width(pair[1], kernel[1], stride[1], dilation[1])
+    return rows, columns
 
 # %% ../nbs/cnn.ipynb #f6477251
 @compiled()
 def conv2d_kernel(x, weight, bias, stride, dilation, groups, z):
-    "Convolution of padded images x (m, in, H, W) into z (m, out, rows, columns)."
+    "Convolution of padded images x (B, in, H, W) into z (B, out, rows, cols)."
     outputs, channels, height, width = weight.shape
     for n, o, i, j in np.ndindex(z.shape):
-        first, total = o // (outputs // groups) * channels, bias[o]
+        first = o // (outputs // groups) * channels
+        total = bias[o]
         for c in range(channels):
             for u in range(height):
                 for v in range(width):
-                    total += (
-                        weight[o, c, u, v]
-                        * x[
-                            n,
-                            first + c,
-                            i * stride + u * dilation,
-                            j * stride + v * dilation,
-                        ]
-                    )
+                    row = i * stride + u * dilation
+                    column = j * stride + v * dilation
+                    pixel = x[n, first + c, row, column]
+                    total += weight[o, c, u, v] * pixel
         z[n, o, i, j] = total
 
 # %% ../nbs/cnn.ipynb #cb42bb36
 @compiled()
 def conv2d_backward_kernel(grad, x, weight, stride, dilation, groups, dx, dw):
-    "Adds to dx and dw the gradients with respect to padded images and weights."
+    "Adds the gradients to dx (like padded x) and dw (like weight)."
     outputs, channels, height, width = weight.shape
     for n, o, i, j in np.ndindex(grad.shape):
-        first, g = o // (outputs // groups) * channels, grad[n, o, i, j]
+        first = o // (outputs // groups) * channels
+        g = grad[n, o, i, j]
         for c in range(channels):
             for u in range(height):
                 for v in range(width):
-                    row, column = (
-                        i * stride + u * dilation,
-                        j * stride + v * dilation,
-                    )
+                    row = i * stride + u * dilation
+                    column = j * stride + v * dilation
                     dw[o, c, u, v] += g * x[n, first + c, row, column]
                     dx[n, first + c, row, column] += g * weight[o, c, u, v]
 
 # %% ../nbs/cnn.ipynb #24165f73
-@lru_cache(1024)
+def _check_four_axes(shape: tuple[int, ...], name: str) -> None:
+    "ValueError unless the argument `name` has four axes, none of length 0."
+    if len(shape) != 4 or 0 in shape:
+        raise ValueError(
+            f"{name}: expected four axes, none of length 0, got {shape}"
+        )
+
+# %% ../nbs/cnn.ipynb #d00abc9e
+@lru_cache(maxsize=1024)
 def _checked_plan(
     x: tuple[int, ...],
     weight: tuple[int, ...],
     stride: tuple[int, int],
-    padding: Any,
+    padding: str | tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
 ) -> ConvPlan:
     "The plan of a convolution, or an error that says why there can be none."
-    for name, shape in (("x", x), ("weight", weight)):
-        if len(shape) != 4 or 0 in shape:
-            raise ValueError(
-                f"{name}: expected four axes, none of length 0, got {shape}"
-            )
-    if weight[0] % groups:
+    _check_four_axes(x, "x")
+    _check_four_axes(weight, "weight")
+    outputs, channels, *kernel = weight
+    if outputs % groups:
         raise ValueError(
-            f"groups: expected a divisor of the {weight[0]} output channels, "
+            f"groups: expected a divisor of the {outputs} output channels, "
             f"got {groups}"
         )
-    if x[1] != weight[1] * groups:
+    if x[1] != channels * groups:
         raise ValueError(
-            f"x: expected {weight[1] * groups} channels for weights of shape "
+            f"x: expected {channels * groups} channels for weights of shape "
             f"{weight} in {groups} groups, got {x[1]}"
         )
-    words = (padding, padding) if isinstance(padding, str) else padding
-    zeros = tuple(
-        _zeros(*axis) for axis in zip(words, weight[2:], dilation, stride)
-    )
-    for axis in zip(x[2:], weight[2:], stride, zeros, dilation):
-        _places(*axis, "x")
+    zeros = _pad_widths(padding, kernel, stride, dilation)
+    for axis in zip(x[2:], kernel, stride, zeros, dilation):
+        _output_size(*axis, "x")
     return conv_plan(x, weight, stride, zeros, dilation, groups)
 
 # %% ../nbs/cnn.ipynb #4ac78b4f
-def _convolution(
+def _checked_arguments(
     x: ArrayLike,
     weight: ArrayLike,
     stride: Any,
@@ -212,25 +242,17 @@ def _convolution(
     dilation: Any,
     groups: int,
 ) -> tuple[np.ndarray, np.ndarray, ConvPlan]:
-    "The arguments that forward and backward share, checked."
+    "The arguments that `conv2d` and its gradient share, checked."
     x = as_float(x, "x")
     weight = as_float(weight, "weight", dtype=x.dtype)
-    stride, dilation = (
-        _pair(stride, "stride", 1),
-        _pair(dilation, "dilation", 1),
+    stride = _pair(stride, "stride", 1)
+    dilation = _pair(dilation, "dilation", 1)
+    padding = _as_padding(padding)
+    groups = check_count(groups, "groups")
+    plan = _checked_plan(
+        x.shape, weight.shape, stride, padding, dilation, groups
     )
-    return (
-        x,
-        weight,
-        _checked_plan(
-            x.shape,
-            weight.shape,
-            stride,
-            _as_padding(padding),
-            dilation,
-            check_count(groups, "groups"),
-        ),
-    )
+    return x, weight, plan
 
 # %% ../nbs/cnn.ipynb #61e1c2f3
 def conv2d(
@@ -242,29 +264,53 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> np.ndarray:
-    r"""Convolution of images with kernels (a cross-correlation), and a bias added.
+    """Convolution (cross-correlation) of images with kernels, plus a bias.
 
-    - `x`: (m, in, height, width); `weight`: (out, in / `groups`, kernel height, kernel
-      width); `bias`: (out,) or None.
-    - `stride`, `padding`, `dilation`: a number or a pair for height and width; `padding`
-      also "same" (only for stride 1) or "valid".
-    - Returns (m, out, rows, columns) in the dtype of `x`; `conv_output_size` tells how
-      many rows and columns.
-    - Raises TypeError on what is not numbers, ValueError on NaN, infinity, and shapes and
-      settings that do not fit.
-    - Source: LeCun et al. (1998).
+    Parameters
+    ----------
+    x : array, (B, C_in, H, W)
+        Images.
+    weight : array, (C_out, C_in / groups, kernel height, kernel width)
+        Kernels.
+    bias : array, (C_out,), optional
+        Number added to each output channel; none by default.
+    stride : int or pair of int, default 1
+        Step of the window along height and width, in pixels.
+    padding : int, pair of int, "same" or "valid", default 0
+        Zeros on each side of the images. "same" preserves their size and needs
+        stride 1; "valid" is 0.
+    dilation : int or pair of int, default 1
+        Distance of the kernels' elements, in pixels.
+    groups : int, default 1
+        Number of groups of channels, each with a convolution of its own.
+
+    Returns
+    -------
+    array, (B, C_out, rows, columns)
+        Feature maps in the dtype of `x`; `conv_output_size` gives their size.
+
+    Raises
+    ------
+    TypeError
+        If an array holds anything but numbers, or a setting has another type.
+    ValueError
+        If there is NaN or infinity, or if shapes and settings do not fit.
+
+    References
+    ----------
+    LeCun et al. (1998).
     """
-    x, weight, plan = _convolution(
+    x, weight, plan = _checked_arguments(
         x, weight, stride, padding, dilation, groups
     )
     if bias is not None:
         bias = as_float(bias, "bias", weight.shape[:1], x.dtype)
-    return np.ascontiguousarray(
-        tuned_conv2d(x, weight, _bias(bias, weight), plan)
-    )
+    z = tuned_conv2d(x, weight, _bias_or_zeros(bias, weight), plan)
+    return np.ascontiguousarray(z)
 
 # %% ../nbs/cnn.ipynb #e5bbfd15
-def _bias(bias: np.ndarray | None, weight: np.ndarray) -> np.ndarray:
+def _bias_or_zeros(bias: np.ndarray | None, weight: np.ndarray) -> np.ndarray:
+    "`bias`, or zeros for the output channels of `weight` if it is None."
     return np.zeros(len(weight), weight.dtype) if bias is None else bias
 
 # %% ../nbs/cnn.ipynb #7661d483
@@ -277,31 +323,96 @@ def conv2d_backward(
     dilation: Any = 1,
     groups: int = 1,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradients by `x`, `weight` and bias of `conv2d`.
+    """Gradients of `conv2d` with respect to images, kernels and bias.
 
-    - `grad`: that by its answer, of the answer's shape; the rest as for `conv2d`.
-    - Returns arrays of the shapes of `x`, `weight` and bias, in the dtype of `x`. Raises
-      as `conv2d` does.
+    Parameters
+    ----------
+    grad : array, (B, C_out, rows, columns)
+        Gradient with respect to the output.
+    x : array, (B, C_in, H, W)
+        Images that were convolved.
+    weight : array, (C_out, C_in / groups, kernel height, kernel width)
+        Kernels.
+    stride : int or pair of int, default 1
+        Step of the window along height and width, in pixels.
+    padding : int, pair of int, "same" or "valid", default 0
+        Zeros on each side of the images. "same" preserves their size and needs
+        stride 1; "valid" is 0.
+    dilation : int or pair of int, default 1
+        Distance of the kernels' elements, in pixels.
+    groups : int, default 1
+        Number of groups of channels, each with a convolution of its own.
+
+    Returns
+    -------
+    grad_x : array, (B, C_in, H, W)
+        Gradient with respect to `x`, in its dtype.
+    grad_weight : array, (C_out, C_in / groups, kernel height, kernel width)
+        Gradient with respect to `weight`, in the dtype of `x`.
+    grad_bias : array, (C_out,)
+        Gradient with respect to the bias, in the dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        If an array holds anything but numbers, or a setting has another type.
+    ValueError
+        If there is NaN or infinity, or if shapes and settings do not fit.
     """
-    x, weight, plan = _convolution(
+    x, weight, plan = _checked_arguments(
         x, weight, stride, padding, dilation, groups
     )
-    grads = tuned_conv2d_backward(
-        as_float(grad, "grad", plan.out, x.dtype), x, weight, plan
+    grad = as_float(grad, "grad", plan.out, x.dtype)
+    grad_x, grad_weight, grad_bias = tuned_conv2d_backward(
+        grad, x, weight, plan
     )
-    return np.ascontiguousarray(grads[0]), grads[1], grads[2]
+    return np.ascontiguousarray(grad_x), grad_weight, grad_bias
 
 # %% ../nbs/cnn.ipynb #a0b5f1d9
 class Conv2d(Layer):
-    r"""Convolution with learnt kernels.
+    r"""Convolutional layer: `conv2d` with learned kernels and biases.
 
-    - Takes (m, in_channels, height, width), gives (m, out_channels, rows, columns), in
-      the dtype of its parameters: `weight` (out_channels, in_channels / groups, kernel
-      height, kernel width) and, if `bias`, `bias` (out_channels,).
-    - `kernel_size`, `stride`, `padding`, `dilation`, `groups`: as for `conv2d`.
-    - `rng`: a Generator or a seed for the first values, even in $\pm 1/\sqrt{n}$ for $n$
-      inputs to one output; `dtype`: float32 or float64.
-    - Raises TypeError or ValueError on settings that do not fit, and on another dtype.
+    Parameters
+    ----------
+    in_channels : int
+        Channels of the input, $C_\text{in}$.
+    out_channels : int
+        Channels of the output, $C_\text{out}$: one kernel for each.
+    kernel_size : int or pair of int
+        Height and width of the kernels.
+    stride : int or pair of int, default 1
+        Step of the window along height and width, in pixels.
+    padding : int, pair of int, "same" or "valid", default 0
+        Zeros on each side of the images. "same" preserves their size and needs
+        stride 1; "valid" is 0.
+    dilation : int or pair of int, default 1
+        Distance of the kernels' elements, in pixels.
+    groups : int, default 1
+        Number of groups of channels, each with a convolution of its own.
+    bias : bool, default True
+        Whether a bias is learned and added.
+    rng : Generator or int, optional
+        Random generator or seed of the initial parameters, drawn uniformly
+        from $\pm 1/\sqrt{n}$ for $n$ inputs to one output.
+    dtype : dtype, default float32
+        Type of the parameters: float32 or float64.
+
+    Raises
+    ------
+    TypeError
+        If a setting has another type, or `dtype` is neither of the two.
+    ValueError
+        If the settings do not fit.
+
+    Notes
+    -----
+    `forward` takes (B, C_in, H, W) and gives (B, C_out, rows, columns), both
+    in the dtype of the parameters: `weight`, (C_out, C_in / groups, kernel
+    height, kernel width), and `bias`, (C_out,).
+
+    References
+    ----------
+    LeCun et al. (1998).
     """
 
     def __init__(
@@ -318,110 +429,105 @@ class Conv2d(Layer):
         rng: np.random.Generator | int | None = None,
         dtype: DTypeLike = np.float32,
     ):
-        c, o = (
-            check_count(in_channels, "in_channels"),
-            check_count(out_channels, "out_channels"),
-        )
-        kernel, self.groups = (
-            _pair(kernel_size, "kernel_size", 1),
-            check_count(groups, "groups"),
-        )
-        if c % groups or o % groups:
+        inputs = check_count(in_channels, "in_channels")
+        outputs = check_count(out_channels, "out_channels")
+        kernel = _pair(kernel_size, "kernel_size", 1)
+        self.groups = check_count(groups, "groups")
+        if inputs % groups or outputs % groups:
             raise ValueError(
-                f"groups: expected a divisor of {c} and {o}, got {groups}"
+                f"groups: expected a divisor of {inputs} and {outputs}, "
+                f"got {groups}"
             )
-        self.stride, self.padding = (
-            _pair(stride, "stride", 1),
-            _as_padding(padding),
-        )
+        self.stride = _pair(stride, "stride", 1)
+        self.padding = _as_padding(padding)
         self.dilation = _pair(dilation, "dilation", 1)
-        if self.padding == "same":
-            _zeros("same", 1, 1, max(self.stride))
-        shapes = {"weight": (o, c // groups, *kernel), "bias": (o,)}
-        inputs = c // groups * kernel[0] * kernel[1]
-        self.params = uniform_parameters(shapes, inputs, rng, dtype)
+        _pad_widths(self.padding, kernel, self.stride, self.dilation)
+        weight = (outputs, inputs // groups, *kernel)
+        shapes = {"weight": weight, "bias": (outputs,)}
+        fan_in = math.prod(weight[1:])
+        self.params = uniform_parameters(shapes, fan_in, rng, dtype)
         if not bias:
             del self.params["bias"]
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         weight = self.params["weight"]
-        bias = _bias(self.params.get("bias"), weight)
+        bias = _bias_or_zeros(self.params.get("bias"), weight)
         check_array(bias, weight.shape[:1], weight.dtype, "bias")
         x = check_input(x, like=weight)
-        plan = _checked_plan(
-            x.shape,
-            weight.shape,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-        )
+        window = self.stride, self.padding, self.dilation
+        plan = _checked_plan(x.shape, weight.shape, *window, self.groups)
         return tuned_conv2d(x, weight, bias, plan), (x, plan)
 
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        (x, plan), weight = cache, self.params["weight"]
-        check_array(
-            weight,
-            (plan.out[1], plan.inputs, *weight.shape[2:]),
-            x.dtype,
-            "weight",
-        )
+        x, plan = cache
+        weight = self.params["weight"]
+        shape = (plan.out[1], plan.inputs, *weight.shape[2:])
+        check_array(weight, shape, x.dtype, "weight")
         if weight[0, 0].size != plan.taps.size:
             raise ValueError(
                 f"cache: not of a layer with weights of shape {weight.shape}"
             )
         grad = check_array(check_input(grad, "grad", x), plan.out, x.dtype)
-        grad_x, *grads = tuned_conv2d_backward(
+        grad_x, grad_weight, grad_bias = tuned_conv2d_backward(
             grad, x, weight, plan, input_grad
         )
-        named = zip(("weight", "bias"), grads)
-        return grad_x, {name: g for name, g in named if name in self.params}
+        grads = {"weight": grad_weight, "bias": grad_bias}
+        return grad_x, {name: grads[name] for name in self.params}
 
     def __repr__(self) -> str:
-        o, c, *kernel = self.params["weight"].shape
-        plain = dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1)
-        more = [
-            f", {name}={getattr(self, name)!r}"
-            for name, value in plain.items()
-            if getattr(self, name) != value
-        ]
-        more += [", bias=False"] * ("bias" not in self.params)
-        return (
-            f"Conv2d({c * self.groups}, {o}, {_short(kernel)}{''.join(more)})"
+        outputs, inputs, *kernel = self.params["weight"].shape
+        defaults = dict(
+            stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1
         )
+        settings = _changed_settings(self, defaults)
+        if "bias" not in self.params:
+            settings += ", bias=False"
+        inputs *= self.groups
+        return f"Conv2d({inputs}, {outputs}, {_short(kernel)}{settings})"
 
 # %% ../nbs/cnn.ipynb #6825bf17
 def _short(pair: Any) -> str:
     "A pair as it may be written: one number if both are equal."
     return str(pair[0] if pair[0] == pair[1] else tuple(pair))
 
+# %% ../nbs/cnn.ipynb #2fabf8a5
+def _changed_settings(layer: Layer, defaults: dict[str, Any]) -> str:
+    "The attributes that differ from their defaults, as arguments in a call."
+    text = ""
+    for name, default in defaults.items():
+        value = getattr(layer, name)
+        if value != default:
+            text += f", {name}={value!r}"
+    return text
+
 # %% ../nbs/cnn.ipynb #770bb7d3
 @compiled()
 def max_pool2d_kernel(x, size, stride, z, where):
-    "Maxima of windows of x (m, channels, H, W), and where in its window each was found."
+    "Maxima z of windows of x (B, C, H, W), and where in its window each is."
     for n, c, i, j in np.ndindex(z.shape):
         z[n, c, i, j] = -np.inf
         for k in range(size * size):
             value = x[n, c, i * stride + k // size, j * stride + k % size]
             if value > z[n, c, i, j]:
-                z[n, c, i, j], where[n, c, i, j] = value, k
+                z[n, c, i, j] = value
+                where[n, c, i, j] = k
 
 # %% ../nbs/cnn.ipynb #5a9bb79d
 @compiled()
 def max_pool2d_backward_kernel(grad, where, size, stride, dx):
-    "Adds each gradient to the pixel of dx that was the maximum."
+    "Adds each of grad (B, C, rows, cols) to the pixel of dx that was largest."
     for n, c, i, j in np.ndindex(grad.shape):
         k = where[n, c, i, j]
-        dx[n, c, i * stride + k // size, j * stride + k % size] += grad[
-            n, c, i, j
-        ]
+        row = i * stride + k // size
+        column = j * stride + k % size
+        dx[n, c, row, column] += grad[n, c, i, j]
 
 # %% ../nbs/cnn.ipynb #e6a561aa
 @compiled()
 def avg_pool2d_kernel(x, size, stride, z):
-    "Means of windows of x (m, channels, H, W)."
+    "Means z (B, C, rows, columns) of windows of x (B, C, H, W)."
     for n, c, i, j in np.ndindex(z.shape):
         total = x.dtype.type(0)
         for k in range(size * size):
@@ -431,65 +537,85 @@ def avg_pool2d_kernel(x, size, stride, z):
 # %% ../nbs/cnn.ipynb #970592e0
 @compiled()
 def avg_pool2d_backward_kernel(grad, size, stride, dx):
-    "Adds an equal part of each gradient to all pixels of its window."
+    "Adds an equal part of grad (B, C, rows, cols) to each pixel of a window."
     for n, c, i, j in np.ndindex(grad.shape):
+        part = grad[n, c, i, j] / (size * size)
         for k in range(size * size):
-            dx[n, c, i * stride + k // size, j * stride + k % size] += grad[
-                n, c, i, j
-            ] / (size * size)
+            dx[n, c, i * stride + k // size, j * stride + k % size] += part
 
 # %% ../nbs/cnn.ipynb #d295cd85
-@lru_cache(1024)
-def _pool(
+@lru_cache(maxsize=1024)
+def _pool_plan(
     x: tuple[int, ...],
     kernel: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[int, int],
 ) -> PoolPlan:
     "The plan of a pooling, or an error that says why there can be none."
-    if len(x) != 4 or 0 in x:
-        raise ValueError(f"x: expected four axes, none of length 0, got {x}")
-    if any(2 * p > k for p, k in zip(padding, kernel)):
+    _check_four_axes(x, "x")
+    batch, channels, height, width = x
+    top, left = padding
+    if 2 * top > kernel[0] or 2 * left > kernel[1]:
         raise ValueError(
             f"padding: expected at most half of kernel_size {kernel}, "
             f"got {padding}"
         )
-    size = [
-        _places(n, k, s, (p, p), 1, "x")
-        for n, k, s, p in zip(x[2:], kernel, stride, padding)
-    ]
-    plain = (kernel, stride, padding) == ((2, 2), (2, 2), (0, 0))
+    rows = _output_size(height, kernel[0], stride[0], (top, top), 1, "x")
+    columns = _output_size(width, kernel[1], stride[1], (left, left), 1, "x")
+    windows = kernel, stride, padding
+    two_by_two = windows == ((2, 2), (2, 2), (0, 0))
+    even = height % 2 == width % 2 == 0
     return PoolPlan(
-        (*x[:2], size[0], size[1]),
-        (kernel, stride, padding),
-        plain,
-        x[2] % 2 == x[3] % 2 == 0,
+        (batch, channels, rows, columns), windows, two_by_two, even
     )
 
 # %% ../nbs/cnn.ipynb #ba6ce253
-def _pooling(
+def _checked_pooling(
     x: ArrayLike, kernel_size: Any, stride: Any, padding: Any
 ) -> tuple[np.ndarray, PoolPlan]:
     "The arguments of a pooling, checked."
-    x, kernel = as_float(x, "x"), _pair(kernel_size, "kernel_size", 1)
+    x = as_float(x, "x")
+    kernel = _pair(kernel_size, "kernel_size", 1)
     stride = kernel if stride is None else _pair(stride, "stride", 1)
-    return x, _pool(x.shape, kernel, stride, _pair(padding, "padding", 0))
+    padding = _pair(padding, "padding", 0)
+    return x, _pool_plan(x.shape, kernel, stride, padding)
 
 # %% ../nbs/cnn.ipynb #b559880c
 def max_pool2d(
     x: ArrayLike, kernel_size: Any, stride: Any = None, padding: Any = 0
 ) -> np.ndarray:
-    """The largest number of each window.
+    """Max pooling: the largest value of each window.
 
-    - `x`: (m, channels, height, width); `kernel_size`, `stride`, `padding`: a number or a
-      pair for height and width; `stride` is by default `kernel_size`, `padding` at most
-      half of it.
-    - Returns (m, channels, rows, columns) in the dtype of `x`.
-    - Raises TypeError on what is not numbers, ValueError on NaN, infinity, and shapes and
-      settings that do not fit.
-    - Source: Jarrett et al. (2009).
+    Parameters
+    ----------
+    x : array, (B, C, H, W)
+        Images or feature maps.
+    kernel_size : int or pair of int
+        Height and width of the windows.
+    stride : int or pair of int, optional
+        Step of the windows; `kernel_size` by default.
+    padding : int or pair of int, default 0
+        Values of minus infinity on each side, at most half of `kernel_size`.
+
+    Returns
+    -------
+    array, (B, C, rows, columns)
+        Maxima in the dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        If `x` holds anything but numbers, or a setting has another type.
+    ValueError
+        If there is NaN or infinity, or if shapes and settings do not fit.
+
+    References
+    ----------
+    Jarrett et al. (2009).
     """
-    return tuned_max_pool(*_pooling(x, kernel_size, stride, padding))[0]
+    x, plan = _checked_pooling(x, kernel_size, stride, padding)
+    maxima, _ = tuned_max_pool(x, plan)
+    return maxima
 
 # %% ../nbs/cnn.ipynb #dbd6cc69
 def max_pool2d_backward(
@@ -499,26 +625,74 @@ def max_pool2d_backward(
     stride: Any = None,
     padding: Any = 0,
 ) -> np.ndarray:
-    """Gradient by `x` of `max_pool2d`, of the shape of `x`; of equals, the first gets all.
+    """Gradient of `max_pool2d` with respect to its input.
 
-    - `grad`: that by its answer; the rest, and what is raised, as for `max_pool2d`.
+    Parameters
+    ----------
+    grad : array, (B, C, rows, columns)
+        Gradient with respect to the output.
+    x : array, (B, C, H, W)
+        Images or feature maps that were pooled.
+    kernel_size : int or pair of int
+        Height and width of the windows.
+    stride : int or pair of int, optional
+        Step of the windows; `kernel_size` by default.
+    padding : int or pair of int, default 0
+        Values of minus infinity on each side, at most half of `kernel_size`.
+
+    Returns
+    -------
+    array, (B, C, H, W)
+        Gradient with respect to `x`; of equal maxima, the first gets all.
+
+    Raises
+    ------
+    TypeError
+        If an array holds anything but numbers, or a setting has another type.
+    ValueError
+        If there is NaN or infinity, or if shapes and settings do not fit.
     """
-    x, plan = _pooling(x, kernel_size, stride, padding)
+    x, plan = _checked_pooling(x, kernel_size, stride, padding)
     grad = as_float(grad, "grad", plan.out, x.dtype)
-    return tuned_max_pool_backward(
-        grad, tuned_max_pool(x, plan)[1], x.shape, plan
-    )
+    _, where = tuned_max_pool(x, plan)
+    return tuned_max_pool_backward(grad, where, x.shape, plan)
 
 # %% ../nbs/cnn.ipynb #64376e0f
 def avg_pool2d(
     x: ArrayLike, kernel_size: Any, stride: Any = None, padding: Any = 0
 ) -> np.ndarray:
-    """The mean of each window, zeros of the padding counted.
+    """Average pooling: the mean of each window.
 
-    - Shapes, settings and errors as for `max_pool2d`.
-    - Source: LeCun et al. (1998).
+    Parameters
+    ----------
+    x : array, (B, C, H, W)
+        Images or feature maps.
+    kernel_size : int or pair of int
+        Height and width of the windows.
+    stride : int or pair of int, optional
+        Step of the windows; `kernel_size` by default.
+    padding : int or pair of int, default 0
+        Zeros on each side, at most half of `kernel_size`. They count in the
+        mean.
+
+    Returns
+    -------
+    array, (B, C, rows, columns)
+        Means in the dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        If `x` holds anything but numbers, or a setting has another type.
+    ValueError
+        If there is NaN or infinity, or if shapes and settings do not fit.
+
+    References
+    ----------
+    LeCun et al. (1998).
     """
-    return tuned_avg_pool(*_pooling(x, kernel_size, stride, padding))
+    x, plan = _checked_pooling(x, kernel_size, stride, padding)
+    return tuned_avg_pool(x, plan)
 
 # %% ../nbs/cnn.ipynb #5816d1c5
 def avg_pool2d_backward(
@@ -528,54 +702,97 @@ def avg_pool2d_backward(
     stride: Any = None,
     padding: Any = 0,
 ) -> np.ndarray:
-    """Gradient by `x` of `avg_pool2d`, of the shape of `x`.
+    """Gradient of `avg_pool2d` with respect to its input.
 
-    - `grad`: that by its answer; the rest, and what is raised, as for `max_pool2d`.
+    Parameters
+    ----------
+    grad : array, (B, C, rows, columns)
+        Gradient with respect to the output.
+    x : array, (B, C, H, W)
+        Images or feature maps that were pooled.
+    kernel_size : int or pair of int
+        Height and width of the windows.
+    stride : int or pair of int, optional
+        Step of the windows; `kernel_size` by default.
+    padding : int or pair of int, default 0
+        Zeros on each side, at most half of `kernel_size`.
+
+    Returns
+    -------
+    array, (B, C, H, W)
+        Gradient with respect to `x`.
+
+    Raises
+    ------
+    TypeError
+        If an array holds anything but numbers, or a setting has another type.
+    ValueError
+        If there is NaN or infinity, or if shapes and settings do not fit.
     """
-    x, plan = _pooling(x, kernel_size, stride, padding)
-    return tuned_avg_pool_backward(
-        as_float(grad, "grad", plan.out, x.dtype), x.shape, plan
-    )
+    x, plan = _checked_pooling(x, kernel_size, stride, padding)
+    grad = as_float(grad, "grad", plan.out, x.dtype)
+    return tuned_avg_pool_backward(grad, x.shape, plan)
 
 # %% ../nbs/cnn.ipynb #8ac1b521
 class _Pooling(Layer):
-    "What both kinds of pooling share."
+    "Settings of max and average pooling; (B, C, H, W) to (B, C, rows, cols)."
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0):
         self.params = {}
-        self.kernel_size = _pair(kernel_size, "kernel_size", 1)
+        kernel = _pair(kernel_size, "kernel_size", 1)
+        self.kernel_size = kernel
         self.padding = _pair(padding, "padding", 0)
-        self.stride = (
-            self.kernel_size if stride is None else _pair(stride, "stride", 1)
-        )
-        _pool(
-            (1, 1, *self.kernel_size),
-            self.kernel_size,
-            self.stride,
-            self.padding,
-        )
+        self.stride = kernel
+        if stride is not None:
+            self.stride = _pair(stride, "stride", 1)
+        _pool_plan((1, 1, *kernel), kernel, self.stride, self.padding)
 
-    def _plan(self, x: np.ndarray) -> tuple[np.ndarray, PoolPlan]:
+    def _checked(self, x: np.ndarray) -> tuple[np.ndarray, PoolPlan]:
         x = check_input(x)
-        return x, _pool(x.shape, self.kernel_size, self.stride, self.padding)
+        settings = self.kernel_size, self.stride, self.padding
+        return x, _pool_plan(x.shape, *settings)
 
     def __repr__(self) -> str:
-        plain = dict(stride=self.kernel_size, padding=(0, 0))
-        more = [
-            f", {name}={getattr(self, name)!r}"
-            for name, value in plain.items()
-            if getattr(self, name) != value
-        ]
-        return (
-            f"{type(self).__name__}({_short(self.kernel_size)}{''.join(more)})"
-        )
+        defaults = dict(stride=self.kernel_size, padding=(0, 0))
+        settings = _changed_settings(self, defaults)
+        name = type(self).__name__
+        return f"{name}({_short(self.kernel_size)}{settings})"
 
 # %% ../nbs/cnn.ipynb #2fac6d4e
 class MaxPool2d(_Pooling):
-    "The largest number of each window; settings and errors as for `max_pool2d`."
+    """Max pooling layer: the largest value of each window.
+
+    Parameters
+    ----------
+    kernel_size : int or pair of int
+        Height and width of the windows.
+    stride : int or pair of int, optional
+        Step of the windows; `kernel_size` by default.
+    padding : int or pair of int, default 0
+        Values of minus infinity on each side, at most half of `kernel_size`.
+
+    Raises
+    ------
+    TypeError
+        If a setting is not an integer or a pair of them.
+    ValueError
+        If the settings do not fit.
+
+    Notes
+    -----
+    `forward` takes (B, C, H, W) and gives (B, C, rows, columns) in the dtype
+    of the input.
+
+    References
+    ----------
+    Jarrett et al. (2009).
+    """
+
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0):
+        super().__init__(kernel_size, stride, padding)
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
-        x, plan = self._plan(x)
+        x, plan = self._checked(x)
         z, where = tuned_max_pool(x, plan)
         return z, (where, x.shape, x.dtype, plan)
 
@@ -583,29 +800,68 @@ class MaxPool2d(_Pooling):
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
         where, shape, dtype, plan = cache
-        return tuned_max_pool_backward(
-            check_array(grad, plan.out, dtype), where, shape, plan
-        ), {}
+        check_array(grad, plan.out, dtype)
+        return tuned_max_pool_backward(grad, where, shape, plan), {}
 
 # %% ../nbs/cnn.ipynb #c05a00e1
 class AvgPool2d(_Pooling):
-    "The mean of each window; settings and errors as for `avg_pool2d`."
+    """Average pooling layer: the mean of each window.
+
+    Parameters
+    ----------
+    kernel_size : int or pair of int
+        Height and width of the windows.
+    stride : int or pair of int, optional
+        Step of the windows; `kernel_size` by default.
+    padding : int or pair of int, default 0
+        Zeros on each side, at most half of `kernel_size`. They count in the
+        mean.
+
+    Raises
+    ------
+    TypeError
+        If a setting is not an integer or a pair of them.
+    ValueError
+        If the settings do not fit.
+
+    Notes
+    -----
+    `forward` takes (B, C, H, W) and gives (B, C, rows, columns) in the dtype
+    of the input.
+
+    References
+    ----------
+    LeCun et al. (1998).
+    """
+
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0):
+        super().__init__(kernel_size, stride, padding)
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
-        x, plan = self._plan(x)
+        x, plan = self._checked(x)
         return tuned_avg_pool(x, plan), (x.shape, x.dtype, plan)
 
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
         shape, dtype, plan = cache
-        return tuned_avg_pool_backward(
-            check_array(grad, plan.out, dtype), shape, plan
-        ), {}
+        check_array(grad, plan.out, dtype)
+        return tuned_avg_pool_backward(grad, shape, plan), {}
 
 # %% ../nbs/cnn.ipynb #d43ba603
 class Flatten(Layer):
-    "(m, ...) to (m, k): all numbers of an example in one row."
+    """Flatten each example to one row, channel by channel, row by row.
+
+    Raises
+    ------
+    ValueError
+        If the input has fewer than two axes.
+
+    Notes
+    -----
+    `forward` takes (B, ...) and gives (B, K), where K is the number of values
+    of an example.
+    """
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         x = check_input(x)
@@ -617,5 +873,5 @@ class Flatten(Layer):
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        rows, shape, dtype = cache
-        return check_array(grad, rows, dtype).reshape(shape), {}
+        flat_shape, shape, dtype = cache
+        return check_array(grad, flat_shape, dtype).reshape(shape), {}

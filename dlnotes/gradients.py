@@ -13,22 +13,14 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .core.arguments import check_array, check_count, check_flag
-from dlnotes.core.arguments import (
-    check_float_dtype,
-    check_input,
-    check_real,
-    check_rng,
-)
+from .core.arguments import check_float_dtype, check_input
+from .core.arguments import check_real, check_rng
 from .core.execution import compiled
 from .core.layers import Layer
-from dlnotes.kernels.normalization import (
-    tuned_batch_norm,
-    tuned_batch_norm_backward,
-)
-from dlnotes.kernels.normalization import (
-    tuned_layer_norm,
-    tuned_layer_norm_backward,
-)
+from .kernels.normalization import tuned_batch_norm
+from .kernels.normalization import tuned_batch_norm_backward
+from .kernels.normalization import tuned_layer_norm
+from .kernels.normalization import tuned_layer_norm_backward
 
 # %% auto #0
 __all__ = ['xavier_normal', 'xavier_uniform', 'kaiming_normal', 'kaiming_uniform', 'orthogonal', 'batch_norm_kernel',
@@ -36,25 +28,32 @@ __all__ = ['xavier_normal', 'xavier_uniform', 'kaiming_normal', 'kaiming_uniform
 
 # %% ../nbs/gradients.ipynb #956163d0
 def _fans(shape: Sequence[int]) -> tuple[int, int]:
-    "Inputs of one output, and outputs that one input goes to."
+    "fan_in and fan_out: inputs of an output, and outputs of an input."
     if not isinstance(shape, (tuple, list)) or len(shape) < 2:
         raise ValueError(f"shape: expected (out, in, ...), got {shape!r}")
-    out, inputs, *kernel = (check_count(n, "shape") for n in shape)
-    return inputs * math.prod(kernel), out * math.prod(kernel)
+    outputs, inputs, *kernel = (check_count(n, "shape") for n in shape)
+    return inputs * math.prod(kernel), outputs * math.prod(kernel)
 
 # %% ../nbs/gradients.ipynb #96e27a33
-def _drawn(
-    shape: Sequence[int], std: float, even: bool, rng: Any, dtype: DTypeLike
+def _draw(
+    shape: Sequence[int],
+    std: float,
+    uniform: bool,
+    rng: np.random.Generator | int | None,
+    dtype: DTypeLike,
 ) -> np.ndarray:
-    "An array of mean 0 and standard deviation `std`, normal or even."
+    "An array of mean 0 and standard deviation `std`, normal or uniform."
     check_float_dtype(dtype)
-    draw, width = check_rng(rng), math.sqrt(3) * std
-    a = (
-        draw.uniform(-width, width, shape)
-        if even
-        else draw.normal(0, std, shape)
-    )
-    return a.astype(dtype)
+    generator = check_rng(rng)
+    if uniform:
+        limit = math.sqrt(3) * std
+        return generator.uniform(-limit, limit, shape).astype(dtype)
+    return generator.normal(0, std, shape).astype(dtype)
+
+# %% ../nbs/gradients.ipynb #706b467e
+def _xavier_std(shape: Sequence[int], gain: float) -> float:
+    "Glorot's standard deviation."
+    return check_real(gain, "gain") * math.sqrt(2 / sum(_fans(shape)))
 
 # %% ../nbs/gradients.ipynb #fdd481a9
 def xavier_normal(
@@ -64,15 +63,41 @@ def xavier_normal(
     rng: np.random.Generator | int | None = None,
     dtype: DTypeLike = np.float32,
 ) -> np.ndarray:
-    r"""Normal first weights of variance $2\,\text{gain}^2 / (n_\text{in} + n_\text{out})$.
+    r"""Xavier (Glorot) initialization, drawn from a normal distribution.
 
-    - `shape`: (out, in), or (out, in, height, width) of a convolution, whose $n_\text{in}$
-      is in times height times width, and $n_\text{out}$ likewise.
-    - `rng`: a Generator or a seed; `dtype`: float32 or float64. Returns a new array.
-    - Raises TypeError or ValueError on arguments that do not fit.
-    - Source: Glorot and Bengio (2010); PyTorch's `xavier_normal_`.
+    The variance is $2\,\text{gain}^2 / (n_\text{in} + n_\text{out})$.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (out, in), or (out, in, height, width) of a convolution, whose
+        $n_\text{in}$ is in times height times width, and $n_\text{out}$
+        likewise.
+    gain : float, default 1
+        Factor of the standard deviation, for the activation that follows.
+    rng : Generator or int, optional
+        Random generator or seed.
+    dtype : dtype, default float32
+        Type of the weights: float32 or float64.
+
+    Returns
+    -------
+    array, `shape`
+        New weights.
+
+    Raises
+    ------
+    TypeError
+        If an argument has another type, or `dtype` is neither of the two.
+    ValueError
+        If an argument has a value that does not fit.
+
+    References
+    ----------
+    Glorot and Bengio (2010); PyTorch's `xavier_normal_`.
     """
-    return _xavier(shape, gain, False, rng, dtype)
+    std = _xavier_std(shape, gain)
+    return _draw(shape, std, uniform=False, rng=rng, dtype=dtype)
 
 # %% ../nbs/gradients.ipynb #f1819283
 def xavier_uniform(
@@ -82,13 +107,64 @@ def xavier_uniform(
     rng: np.random.Generator | int | None = None,
     dtype: DTypeLike = np.float32,
 ) -> np.ndarray:
-    "As `xavier_normal`, with the same variance, from an even distribution."
-    return _xavier(shape, gain, True, rng, dtype)
+    r"""Xavier (Glorot) initialization, drawn from a uniform distribution.
+
+    The variance is $2\,\text{gain}^2 / (n_\text{in} + n_\text{out})$.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (out, in), or (out, in, height, width) of a convolution, whose
+        $n_\text{in}$ is in times height times width, and $n_\text{out}$
+        likewise.
+    gain : float, default 1
+        Factor of the standard deviation, for the activation that follows.
+    rng : Generator or int, optional
+        Random generator or seed.
+    dtype : dtype, default float32
+        Type of the weights: float32 or float64.
+
+    Returns
+    -------
+    array, `shape`
+        New weights.
+
+    Raises
+    ------
+    TypeError
+        If an argument has another type, or `dtype` is neither of the two.
+    ValueError
+        If an argument has a value that does not fit.
+
+    References
+    ----------
+    Glorot and Bengio (2010); PyTorch's `xavier_uniform_`.
+    """
+    std = _xavier_std(shape, gain)
+    return _draw(shape, std, uniform=True, rng=rng, dtype=dtype)
+
+# %% ../nbs/gradients.ipynb #abc0a186
+_GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2)}
+_MIN_SLOPE = -1e15  # of a leaky ReLU
 
 
-def _xavier(shape, gain, even, rng, dtype):
-    std = check_real(gain, "gain") * math.sqrt(2 / sum(_fans(shape)))
-    return _drawn(shape, std, even, rng, dtype)
+def _kaiming_std(
+    shape: Sequence[int], a: float, mode: str, nonlinearity: str
+) -> float:
+    "He's standard deviation."
+    fan_in, fan_out = _fans(shape)
+    fans = {"fan_in": fan_in, "fan_out": fan_out}
+    a = check_real(a, "a", _MIN_SLOPE)
+    gains = {**_GAINS, "leaky_relu": math.sqrt(2 / (1 + a**2))}
+    _check_choice(mode, "mode", list(fans))
+    _check_choice(nonlinearity, "nonlinearity", list(gains))
+    return gains[nonlinearity] / math.sqrt(fans[mode])
+
+# %% ../nbs/gradients.ipynb #ec49a627
+def _check_choice(value: Any, name: str, choices: list[str]) -> None:
+    "ValueError unless the argument `name` is one of `choices`."
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
 
 # %% ../nbs/gradients.ipynb #bd83166f
 def kaiming_normal(
@@ -100,15 +176,47 @@ def kaiming_normal(
     rng: np.random.Generator | int | None = None,
     dtype: DTypeLike = np.float32,
 ) -> np.ndarray:
-    r"""Normal first weights of variance $\text{gain}^2 / n$.
+    r"""Kaiming (He) initialization, drawn from a normal distribution.
 
-    - `shape`, `rng`, `dtype`, errors: as for `xavier_normal`.
-    - `mode`: "fan_in" for $n = n_\text{in}$, "fan_out" for $n_\text{out}$.
-    - `nonlinearity`: whose gain: $\sqrt 2$ for "relu", $\sqrt{2 / (1 + a^2)}$ for
-      "leaky_relu" of slope `a`, 5/3 for "tanh", 1 for "linear" and "sigmoid".
-    - Source: He et al. (2015); PyTorch's `kaiming_normal_`.
+    The variance is $\text{gain}^2 / n$.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (out, in), or (out, in, height, width) of a convolution, whose
+        $n_\text{in}$ is in times height times width, and $n_\text{out}$
+        likewise.
+    a : float, default 0
+        Derivative of the leaky ReLU for negative pre-activations.
+    mode : "fan_in" or "fan_out", default "fan_in"
+        Whether $n$ is $n_\text{in}$ or $n_\text{out}$.
+    nonlinearity : str, default "leaky_relu"
+        Activation whose gain is taken: $\sqrt 2$ for "relu",
+        $\sqrt{2 / (1 + a^2)}$ for "leaky_relu", 5/3 for "tanh", 1 for "linear"
+        and "sigmoid".
+    rng : Generator or int, optional
+        Random generator or seed.
+    dtype : dtype, default float32
+        Type of the weights: float32 or float64.
+
+    Returns
+    -------
+    array, `shape`
+        New weights.
+
+    Raises
+    ------
+    TypeError
+        If an argument has another type, or `dtype` is neither of the two.
+    ValueError
+        If an argument has a value that does not fit.
+
+    References
+    ----------
+    He et al. (2015); PyTorch's `kaiming_normal_`.
     """
-    return _kaiming(shape, a, mode, nonlinearity, False, rng, dtype)
+    std = _kaiming_std(shape, a, mode, nonlinearity)
+    return _draw(shape, std, uniform=False, rng=rng, dtype=dtype)
 
 # %% ../nbs/gradients.ipynb #d868d1e2
 def kaiming_uniform(
@@ -120,30 +228,47 @@ def kaiming_uniform(
     rng: np.random.Generator | int | None = None,
     dtype: DTypeLike = np.float32,
 ) -> np.ndarray:
-    "As `kaiming_normal`, with the same variance, from an even distribution."
-    return _kaiming(shape, a, mode, nonlinearity, True, rng, dtype)
+    r"""Kaiming (He) initialization, drawn from a uniform distribution.
 
+    The variance is $\text{gain}^2 / n$.
 
-def _kaiming(shape, a, mode, nonlinearity, even, rng, dtype):
-    fans = dict(zip(("fan_in", "fan_out"), _fans(shape)))
-    gains = {
-        "linear": 1.0,
-        "sigmoid": 1.0,
-        "tanh": 5 / 3,
-        "relu": math.sqrt(2),
-        "leaky_relu": math.sqrt(2 / (1 + check_real(a, "a", -1e15) ** 2)),
-    }
-    for value, name, known in (
-        (mode, "mode", fans),
-        (nonlinearity, "nonlinearity", gains),
-    ):
-        if not isinstance(value, str) or value not in known:
-            raise ValueError(
-                f"{name}: expected one of {list(known)}, got {value!r}"
-            )
-    return _drawn(
-        shape, gains[nonlinearity] / math.sqrt(fans[mode]), even, rng, dtype
-    )
+    Parameters
+    ----------
+    shape : tuple of int
+        (out, in), or (out, in, height, width) of a convolution, whose
+        $n_\text{in}$ is in times height times width, and $n_\text{out}$
+        likewise.
+    a : float, default 0
+        Derivative of the leaky ReLU for negative pre-activations.
+    mode : "fan_in" or "fan_out", default "fan_in"
+        Whether $n$ is $n_\text{in}$ or $n_\text{out}$.
+    nonlinearity : str, default "leaky_relu"
+        Activation whose gain is taken: $\sqrt 2$ for "relu",
+        $\sqrt{2 / (1 + a^2)}$ for "leaky_relu", 5/3 for "tanh", 1 for "linear"
+        and "sigmoid".
+    rng : Generator or int, optional
+        Random generator or seed.
+    dtype : dtype, default float32
+        Type of the weights: float32 or float64.
+
+    Returns
+    -------
+    array, `shape`
+        New weights.
+
+    Raises
+    ------
+    TypeError
+        If an argument has another type, or `dtype` is neither of the two.
+    ValueError
+        If an argument has a value that does not fit.
+
+    References
+    ----------
+    He et al. (2015); PyTorch's `kaiming_uniform_`.
+    """
+    std = _kaiming_std(shape, a, mode, nonlinearity)
+    return _draw(shape, std, uniform=True, rng=rng, dtype=dtype)
 
 # %% ../nbs/gradients.ipynb #9f9954a1
 def orthogonal(
@@ -153,28 +278,53 @@ def orthogonal(
     rng: np.random.Generator | int | None = None,
     dtype: DTypeLike = np.float32,
 ) -> np.ndarray:
-    r"""First weights whose rows (or columns, if these are fewer) are orthogonal.
+    """Orthogonal initialization: all singular values are `gain`.
 
-    - `shape`, `rng`, `dtype`, errors: as for `xavier_normal`; axes after the first count as
-      one. All singular values are `gain`.
-    - Source: Saxe et al. (2014); PyTorch's `orthogonal_`.
+    The rows are orthogonal, or the columns, if these are fewer.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (out, in) or (out, in, ...); axes after the first count as one.
+    gain : float, default 1
+        All singular values.
+    rng : Generator or int, optional
+        Random generator or seed.
+    dtype : dtype, default float32
+        Type of the weights: float32 or float64.
+
+    Returns
+    -------
+    array, `shape`
+        New weights.
+
+    Raises
+    ------
+    TypeError
+        If an argument has another type, or `dtype` is neither of the two.
+    ValueError
+        If an argument has a value that does not fit.
+
+    References
+    ----------
+    Saxe et al. (2014); PyTorch's `orthogonal_`.
     """
-    inputs, gain = _fans(shape)[0], check_real(gain, "gain")
-    size = (shape[0], inputs)
-    normal = _drawn((max(size), min(size)), 1.0, False, rng, np.float64)
+    fan_in, _ = _fans(shape)
+    gain = check_real(gain, "gain")
+    size = (shape[0], fan_in)
+    tall = (max(size), min(size))
+    normal = _draw(tall, 1.0, uniform=False, rng=rng, dtype=np.float64)
     check_float_dtype(dtype)
     q, r = np.linalg.qr(normal)
-    q *= gain * np.copysign(1, r.diagonal())  # so that each is as likely
-    return (
-        (q if size[0] >= size[1] else q.T)
-        .reshape(shape)
-        .astype(dtype, order="C")
-    )
+    # with these signs, each orthogonal matrix is as likely as any other
+    q *= gain * np.copysign(1, r.diagonal())
+    weight = q if size == tall else q.T
+    return weight.reshape(shape).astype(dtype, order="C")
 
 # %% ../nbs/gradients.ipynb #454bd1d7
 @compiled()
 def batch_norm_kernel(x, gamma, beta, eps, y, mean, rstd):
-    "Each column of x (m, n) gets mean 0 and variance 1, then gamma and beta, into y."
+    "Normalizes each column of x (m, n), scales by gamma, adds beta, into y."
     m, n = x.shape
     for j in range(n):
         mean[j] = x[:, j].sum() / m
@@ -189,42 +339,87 @@ def batch_norm_backward_kernel(grad, x, gamma, mean, rstd, dx, dgamma, dbeta):
     "Gradients with respect to x (m, n), gamma and beta (n,)."
     m, n = x.shape
     for j in range(n):
-        dgamma[j] = dbeta[j] = 0
+        dgamma[j] = 0
+        dbeta[j] = 0
         for i in range(m):
             dbeta[j] += grad[i, j]
             dgamma[j] += grad[i, j] * (x[i, j] - mean[j]) * rstd[j]
         for i in range(m):
             normed = (x[i, j] - mean[j]) * rstd[j]
-            dx[i, j] = (
-                gamma[j]
-                * rstd[j]
-                * (grad[i, j] - dbeta[j] / m - normed * dgamma[j] / m)
-            )
+            centered = grad[i, j] - dbeta[j] / m - normed * dgamma[j] / m
+            dx[i, j] = gamma[j] * rstd[j] * centered
 
 # %% ../nbs/gradients.ipynb #b2378316
 @compiled()
-def _follow(mean, var, stats, share, widen):
-    "Move running statistics by `share` to those of a batch; `widen`: n / (n - 1)."
+def _follow(mean, var, stats, momentum, correction):
+    "Moves running mean and var (n,) to a batch's; correction: m / (m - 1)."
     for c in range(mean.size):
-        mean[c] += share * (stats[0, c] - mean[c])
-        var[c] += share * (stats[1, c] * widen - var[c])
+        mean[c] += momentum * (stats[0, c] - mean[c])
+        var[c] += momentum * (stats[1, c] * correction - var[c])
+
+# %% ../nbs/gradients.ipynb #d111c629
+def _scale_and_shift(
+    params: dict[str, np.ndarray], shape: tuple[int, ...], dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    "`weight` and `bias`, checked; ones and zeros where there are none."
+    weight = params.get("weight")
+    bias = params.get("bias")
+    if weight is None:
+        weight = np.ones(shape, dtype)
+    if bias is None:
+        bias = np.zeros(shape, dtype)
+    check_array(weight, shape, dtype, "weight")
+    check_array(bias, shape, dtype, "bias")
+    return weight, bias
+
+# %% ../nbs/gradients.ipynb #d6ca9f4e
+_ABOVE_ONE = 1 + 1e-9  # a bound that lets 1 pass
 
 
 class BatchNorm(Layer):
-    r"""Batch normalisation: each channel gets mean 0 and variance 1, then $\gamma, \beta$.
+    r"""Batch normalization: each channel gets mean 0 and variance 1.
 
-    - Takes and gives (m, num_features) or (m, num_features, ...), in the dtype of its
-      parameters: `weight` and `bias` (num_features,), if `affine`. The statistics are over
-      all axes but the second.
-    - `training` (see `train` and `eval`): with the statistics of the batch, which must have
-      more than one number a channel; else with the running ones in `buffers`.
-    - `momentum`: how far the running statistics move to those of a batch; None: they are
-      the mean over all batches. `track_running_stats`: False for none, and then the
-      statistics are always the batch's.
-    - In training it changes the running statistics: not from several threads at once. In
-      float32, a running variance above 3e38 (a deviation above 1.8e19) is kept as infinite.
-    - Raises TypeError or ValueError on settings and inputs that do not fit.
-    - Source: Ioffe and Szegedy (2015); PyTorch's `BatchNorm1d`, `BatchNorm2d`.
+    It is then multiplied by $\gamma$, and $\beta$ is added. The statistics are
+    over all axes but the second.
+
+    Parameters
+    ----------
+    num_features : int
+        Number of channels, C.
+    eps : float, default 1e-5
+        Added to the variance.
+    momentum : float or None, default 0.1
+        Fraction, from 0 to 1, by which the running statistics move to those of
+        a batch. None: they are the mean over all batches.
+    affine : bool, default True
+        Whether $\gamma$ and $\beta$ are learned, `weight` and `bias`, (C,).
+    track_running_stats : bool, default True
+        Whether there are running statistics, in `buffers`; if not, the
+        statistics are always the batch's.
+    dtype : dtype, default float32
+        Type of the parameters: float32 or float64.
+
+    Raises
+    ------
+    TypeError
+        If a setting has another type, or `dtype` is neither of the two.
+    ValueError
+        If a setting or an input does not fit.
+
+    Notes
+    -----
+    `forward` takes and gives (B, C) or (B, C, ...) in the dtype of the
+    parameters. In training (see `train` and `eval`) it takes the statistics of
+    the batch, which must have more than one number per channel, else the
+    running ones.
+
+    Training changes the running statistics: not from several threads at once.
+    In float32, a running variance above 3e38 (a deviation above 1.8e19) is
+    kept as infinite.
+
+    References
+    ----------
+    Ioffe and Szegedy (2015); PyTorch's `BatchNorm1d`, `BatchNorm2d`.
     """
 
     def __init__(
@@ -240,35 +435,40 @@ class BatchNorm(Layer):
         super().__init__()
         self.num_features = check_count(num_features, "num_features")
         self.eps = check_real(eps, "eps")
-        self.momentum = momentum
         if momentum is not None:
-            self.momentum = check_real(momentum, "momentum", 0, 1 + 1e-9)
+            momentum = check_real(momentum, "momentum", 0, _ABOVE_ONE)
+        self.momentum = momentum
         check_float_dtype(dtype)
-        one = np.ones(num_features, dtype)
-        self.params = (
-            {"weight": one, "bias": 0 * one}
-            if check_flag(affine, "affine")
-            else {}
-        )
-        self.buffers = {
-            "running_mean": 0 * one,
-            "running_var": one.copy(),
-            "num_batches_tracked": np.zeros((), np.int64),
-        }
-        if not check_flag(track_running_stats, "track_running_stats"):
-            self.buffers = {}
+        ones = np.ones(num_features, dtype)
+        zeros = np.zeros(num_features, dtype)
+        if check_flag(affine, "affine"):
+            self.params = {"weight": ones, "bias": zeros}
+        self.buffers: dict[str, np.ndarray] = {}
+        if check_flag(track_running_stats, "track_running_stats"):
+            self.buffers = {
+                "running_mean": zeros.copy(),
+                "running_var": ones.copy(),
+                "num_batches_tracked": np.zeros((), np.int64),
+            }
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        "Parameters and running statistics, by PyTorch's names: its own, no copies."
+        """Parameters and running statistics, by PyTorch's names.
+
+        Returns
+        -------
+        dict
+            Name -> array: the layer's own arrays, no copies.
+        """
         return {**self.params, **self.buffers}
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         x = self._checked(x)
+        weight, bias = _scale_and_shift(self.params, x.shape[1:2], x.dtype)
         of_batch = self.training or not self.buffers
         running = None if of_batch else list(self.buffers.values())[:2]
-        y, stats = tuned_batch_norm(x, *self._affine(x), self.eps, running)
+        y, stats = tuned_batch_norm(x, weight, bias, self.eps, running)
         if self.training and self.buffers:
-            self._follow(stats, x.size // self.num_features, x.dtype)
+            self._update(stats, x.size // self.num_features, x.dtype)
         return y, (x, stats, of_batch)
 
     def backward(
@@ -276,53 +476,41 @@ class BatchNorm(Layer):
     ) -> tuple[Any, dict[str, np.ndarray]]:
         x, stats, of_batch = cache
         check_array(grad, x.shape, x.dtype)
-        scale = self._affine(x)[0]
-        grad_x, (bias, weight) = tuned_batch_norm_backward(
-            grad, x, scale, stats, of_batch
+        weight, _ = _scale_and_shift(self.params, x.shape[1:2], x.dtype)
+        grad_x, (grad_bias, grad_weight) = tuned_batch_norm_backward(
+            grad, x, weight, stats, of_batch
         )
-        grads = {"weight": weight, "bias": bias}
+        grads = {"weight": grad_weight, "bias": grad_bias}
         return grad_x, {name: grads[name] for name in self.params}
 
-    def _affine(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        plain = {"weight": np.ones, "bias": np.zeros}
-        weight, bias = (
-            self.params[name]
-            if name in self.params
-            else f(x.shape[1], x.dtype)
-            for name, f in plain.items()
-        )
-        return (
-            check_array(weight, x.shape[1:2], x.dtype, "weight"),
-            check_array(bias, x.shape[1:2], x.dtype, "bias"),
-        )
-
     def _checked(self, x: np.ndarray) -> np.ndarray:
-        x = check_input(
-            x, like=self.params.get("weight", self.buffers.get("running_mean"))
-        )
-        if x.ndim < 2 or x.shape[1] != self.num_features or x.size == 0:
+        "The input (B, C, ...), if it fits."
+        own = self.params.get("weight", self.buffers.get("running_mean"))
+        x = check_input(x, like=own)
+        channels = self.num_features
+        if x.ndim < 2 or x.shape[1] != channels or x.size == 0:
             raise ValueError(
-                f"x: expected shape (m, {self.num_features}, ...), none of "
+                f"x: expected shape (m, {channels}, ...), none of "
                 f"length 0, got {x.shape}"
             )
-        if x.size == self.num_features and (self.training or not self.buffers):
+        if x.size == channels and (self.training or not self.buffers):
             raise ValueError(
                 "x: expected more than one number a channel in training, "
                 f"got shape {x.shape}"
             )
         return x
 
-    def _follow(self, stats: np.ndarray, n: int, dtype: np.dtype) -> None:
-        "Let the running statistics follow those of a batch of `n` numbers a channel."
+    def _update(self, stats: np.ndarray, n: int, dtype: np.dtype) -> None:
+        "Move the running statistics to a batch's, of `n` numbers per channel."
         self.buffers["num_batches_tracked"] += 1
-        share = self.momentum
-        if share is None:
-            share = 1 / int(self.buffers["num_batches_tracked"])
-        mean, var = (
-            check_array(self.buffers[name], stats.shape[1:], dtype, name)
-            for name in ("running_mean", "running_var")
-        )
-        _follow(mean, var, stats, share, n / (n - 1))
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1 / int(self.buffers["num_batches_tracked"])
+        shape = stats.shape[1:]
+        mean, var = self.buffers["running_mean"], self.buffers["running_var"]
+        check_array(mean, shape, dtype, "running_mean")
+        check_array(var, shape, dtype, "running_var")
+        _follow(mean, var, stats, momentum, n / (n - 1))
 
     def __repr__(self) -> str:
         return f"BatchNorm({self.num_features})"
@@ -330,7 +518,7 @@ class BatchNorm(Layer):
 # %% ../nbs/gradients.ipynb #5c0adbcc
 @compiled()
 def layer_norm_kernel(x, gamma, beta, eps, y, mean, rstd):
-    "Each row of x (m, n) gets mean 0 and variance 1, then gamma and beta, into y."
+    "Normalizes each row of x (m, n), scales by gamma, adds beta, into y."
     m, n = x.shape
     for i in range(m):
         mean[i] = x[i].sum() / n
@@ -343,25 +531,54 @@ def layer_norm_kernel(x, gamma, beta, eps, y, mean, rstd):
 def layer_norm_backward_kernel(grad, x, gamma, mean, rstd, dx, dgamma, dbeta):
     "Gradients with respect to x (m, n), gamma and beta (n,)."
     m, n = x.shape
-    dgamma[:], dbeta[:] = 0, 0
+    dgamma[:] = 0
+    dbeta[:] = 0
     for i in range(m):
-        normed, by_normed = (x[i] - mean[i]) * rstd[i], grad[i] * gamma
-        total, products = by_normed.sum(), (by_normed * normed).sum()
+        normed = (x[i] - mean[i]) * rstd[i]
+        dnormed = grad[i] * gamma
+        total = dnormed.sum()
+        product = (dnormed * normed).sum()
         for j in range(n):
-            dx[i, j] = rstd[i] * (
-                by_normed[j] - total / n - normed[j] * products / n
-            )
+            centered = dnormed[j] - total / n - normed[j] * product / n
+            dx[i, j] = rstd[i] * centered
             dgamma[j] += grad[i, j] * normed[j]
             dbeta[j] += grad[i, j]
 
 # %% ../nbs/gradients.ipynb #03964e7a
 class LayerNorm(Layer):
-    r"""Layer normalisation: each example gets mean 0 and variance 1, then $\gamma, \beta$.
+    r"""Layer normalization: each example gets mean 0 and variance 1.
 
-    - Takes and gives (..., *normalized_shape), in the dtype of its parameters: `weight`, if
-      `elementwise_affine`, and `bias`, if `bias` too, of that shape.
-    - Raises TypeError or ValueError on settings and inputs that do not fit.
-    - Source: Ba, Kiros and Hinton (2016); PyTorch's `LayerNorm`.
+    It is then multiplied by $\gamma$, and $\beta$ is added.
+
+    Parameters
+    ----------
+    normalized_shape : int or tuple of int
+        Lengths of the last axes, over which the statistics are taken.
+    eps : float, default 1e-5
+        Added to the variance.
+    elementwise_affine : bool, default True
+        Whether $\gamma$ and $\beta$ are learned, `weight` and `bias`, of shape
+        `normalized_shape`.
+    bias : bool, default True
+        Whether there is a $\beta$.
+    dtype : dtype, default float32
+        Type of the parameters: float32 or float64.
+
+    Raises
+    ------
+    TypeError
+        If a setting has another type, or `dtype` is neither of the two.
+    ValueError
+        If a setting or an input does not fit.
+
+    Notes
+    -----
+    `forward` takes and gives (..., *normalized_shape), in the dtype of the
+    parameters.
+
+    References
+    ----------
+    Ba, Kiros and Hinton (2016); PyTorch's `LayerNorm`.
     """
 
     def __init__(
@@ -374,36 +591,31 @@ class LayerNorm(Layer):
         dtype: DTypeLike = np.float32,
     ):
         super().__init__()
-        shape = (
-            normalized_shape
-            if isinstance(normalized_shape, (tuple, list))
-            else (normalized_shape,)
-        )
-        self.normalized_shape = tuple(
-            check_count(n, "normalized_shape") for n in shape
-        )
-        if not shape:
+        shape: Any = normalized_shape
+        if not isinstance(shape, (tuple, list)):
+            shape = (shape,)
+        lengths = [check_count(n, "normalized_shape") for n in shape]
+        self.normalized_shape = tuple(lengths)
+        if not lengths:
             raise ValueError(
                 "normalized_shape: expected at least one axis, got none"
             )
         self.eps = check_real(eps, "eps")
         check_float_dtype(dtype)
-        one = np.ones(self.normalized_shape, dtype)
-        affine = check_flag(elementwise_affine, "elementwise_affine")
-        self.params = {"weight": one, "bias": 0 * one} if affine else {}
-        if not check_flag(bias, "bias"):
-            self.params.pop("bias", None)
+        if check_flag(elementwise_affine, "elementwise_affine"):
+            self.params["weight"] = np.ones(lengths, dtype)
+        if check_flag(bias, "bias") and elementwise_affine:
+            self.params["bias"] = np.zeros(lengths, dtype)
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         x = check_input(x, like=self.params.get("weight"))
-        n = len(self.normalized_shape)
-        if n > x.ndim or x.shape[x.ndim - n :] != self.normalized_shape:
-            wanted = ", ".join(map(str, ("...", *self.normalized_shape)))
-            raise ValueError(f"x: expected shape ({wanted}), got {x.shape}")
-        rows = np.ascontiguousarray(x).reshape(
-            -1, math.prod(self.normalized_shape)
-        )
-        y, stats = tuned_layer_norm(rows, *self._affine(rows), self.eps)
+        shape = self.normalized_shape
+        if x.shape[-len(shape) :] != shape:
+            expected = ", ".join(map(str, ("...", *shape)))
+            raise ValueError(f"x: expected shape ({expected}), got {x.shape}")
+        rows = np.ascontiguousarray(x).reshape(-1, math.prod(shape))
+        weight, bias = self._scale_and_shift(rows)
+        y, stats = tuned_layer_norm(rows, weight, bias, self.eps)
         return y.reshape(x.shape), (rows, stats, x.shape)
 
     def backward(
@@ -412,28 +624,19 @@ class LayerNorm(Layer):
         rows, stats, shape = cache
         check_array(grad, shape, rows.dtype)
         flat = np.ascontiguousarray(grad).reshape(rows.shape)
-        grad_x, sums = tuned_layer_norm_backward(
-            flat, rows, self._affine(rows)[0], stats
-        )
-        bias, weight = sums.reshape(2, *self.normalized_shape)
-        grads = {"weight": weight, "bias": bias}
-        return grad_x.reshape(shape), {
-            name: grads[name] for name in self.params
-        }
+        weight, _ = self._scale_and_shift(rows)
+        grad_x, sums = tuned_layer_norm_backward(flat, rows, weight, stats)
+        grad_bias, grad_weight = sums.reshape(2, *self.normalized_shape)
+        grads = {"weight": grad_weight, "bias": grad_bias}
+        own = {name: grads[name] for name in self.params}
+        return grad_x.reshape(shape), own
 
-    def _affine(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        "Weight and bias as rows, also where there are none."
-        plain = {"weight": np.ones, "bias": np.zeros}
-        rows = [
-            self.params[name].ravel()
-            if name in self.params
-            else f(x.shape[1], x.dtype)
-            for name, f in plain.items()
-        ]
-        return (
-            check_array(rows[0], x.shape[1:], x.dtype, "weight"),
-            check_array(rows[1], x.shape[1:], x.dtype, "bias"),
-        )
+    def _scale_and_shift(
+        self, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        "`weight` and `bias` as rows, ones and zeros where there are none."
+        flat = {name: param.ravel() for name, param in self.params.items()}
+        return _scale_and_shift(flat, rows.shape[1:], rows.dtype)
 
     def __repr__(self) -> str:
         return f"LayerNorm({self.normalized_shape})"
