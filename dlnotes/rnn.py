@@ -13,12 +13,9 @@ from numpy.typing import DTypeLike
 from scipy.sparse import csr_matrix
 
 from .core.arguments import check_array, check_count, check_flag
-from dlnotes.core.arguments import (
-    check_float_dtype,
-    check_input,
-    check_instance,
-)
-from .core.arguments import check_mask, check_real, check_rng
+from .core.arguments import check_float_dtype, check_input
+from .core.arguments import check_instance, check_mask, check_real
+from .core.arguments import check_rng
 from .core.execution import compiled
 from .core.layers import Composite, Layer, uniform_parameters
 from .kernels.recurrence import recurrence_backward, recurrence_forward
