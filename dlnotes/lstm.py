@@ -19,12 +19,14 @@ __all__ = ['lstm_step_kernel', 'lstm_step_backward_kernel', 'gru_step_kernel', '
 # %% ../nbs/lstm.ipynb #2b44ecb8
 @compiled()
 def lstm_step_kernel(z, c_before, gates, c, h):
-    "One step from pre-activations z (m, 4 d); keeps i, f, g, o in gates, of the same shape."
+    "One step from pre-activations z (B, 4 d); keeps i, f, g, o in gates."
     m, d = c.shape
     for n in range(m):
         for j in range(d):
-            i, f = 1 / (1 + np.exp(-z[n, j])), 1 / (1 + np.exp(-z[n, d + j]))
-            g, o = np.tanh(z[n, 2 * d + j]), 1 / (1 + np.exp(-z[n, 3 * d + j]))
+            i = 1 / (1 + np.exp(-z[n, j]))
+            f = 1 / (1 + np.exp(-z[n, d + j]))
+            g = np.tanh(z[n, 2 * d + j])
+            o = 1 / (1 + np.exp(-z[n, 3 * d + j]))
             c[n, j] = f * c_before[n, j] + i * g
             h[n, j] = o * np.tanh(c[n, j])
             gates[n, j], gates[n, d + j] = i, f
@@ -33,26 +35,24 @@ def lstm_step_kernel(z, c_before, gates, c, h):
 # %% ../nbs/lstm.ipynb #59c297c1
 @compiled()
 def lstm_step_backward_kernel(grad_h, grad_c, c_before, gates, c, g_z):
-    "Gradients w.r.t. z into g_z; grad_c (m, d) becomes that w.r.t. the cell state before."
+    "Gradients g_z (B, 4 d) w.r.t. z; grad_c (B, d): c's, then c_before's."
     m, d = c.shape
     for n in range(m):
         for j in range(d):
             i, f = gates[n, j], gates[n, d + j]
             g, o = gates[n, 2 * d + j], gates[n, 3 * d + j]
-            squashed = np.tanh(c[n, j])
-            g_c = grad_c[n, j] + grad_h[n, j] * o * (1 - squashed**2)
-            g_z[n, j], g_z[n, d + j] = (
-                g_c * g * i * (1 - i),
-                g_c * c_before[n, j] * f * (1 - f),
-            )
+            tanh_c = np.tanh(c[n, j])
+            g_c = grad_c[n, j] + grad_h[n, j] * o * (1 - tanh_c**2)
+            g_z[n, j] = g_c * g * i * (1 - i)
+            g_z[n, d + j] = g_c * c_before[n, j] * f * (1 - f)
             g_z[n, 2 * d + j] = g_c * i * (1 - g**2)
-            g_z[n, 3 * d + j] = grad_h[n, j] * squashed * o * (1 - o)
+            g_z[n, 3 * d + j] = grad_h[n, j] * tanh_c * o * (1 - o)
             grad_c[n, j] = g_c * f
 
 # %% ../nbs/lstm.ipynb #2d639a17
 @compiled()
 def gru_step_kernel(a, p, h_before, gates, h):
-    "One step from a = W_ih x + b_ih and p = W_hh h + b_hh (m, 3 d); keeps r, u, n in gates."
+    "One step from a = W_ih x + b_ih, p = W_hh h + b_hh (B, 3 d); keeps gates."
     m, d = h.shape
     for k in range(m):
         for j in range(d):
@@ -65,27 +65,61 @@ def gru_step_kernel(a, p, h_before, gates, h):
 # %% ../nbs/lstm.ipynb #f99a4965
 @compiled()
 def gru_step_backward_kernel(grad_h, p, h_before, gates, g_a, g_p):
-    "Gradients w.r.t. a and p (m, 3 d); grad_h (m, d) becomes its direct part, u times it."
+    "Gradients w.r.t. a, p (B, 3 d); grad_h (B, d) becomes its direct part."
     m, d = grad_h.shape
     for k in range(m):
         for j in range(d):
             r, u, n = gates[k, j], gates[k, d + j], gates[k, 2 * d + j]
             g_n = grad_h[k, j] * (1 - u) * (1 - n**2)
-            g_a[k, j] = g_p[k, j] = g_n * p[k, 2 * d + j] * r * (1 - r)
-            g_a[k, d + j] = g_p[k, d + j] = (
-                grad_h[k, j] * (h_before[k, j] - n) * u * (1 - u)
-            )
+            g_u = grad_h[k, j] * (h_before[k, j] - n) * u * (1 - u)
+            g_r = g_n * p[k, 2 * d + j] * r * (1 - r)
+            g_a[k, j] = g_p[k, j] = g_r
+            g_a[k, d + j] = g_p[k, d + j] = g_u
             g_a[k, 2 * d + j], g_p[k, 2 * d + j] = g_n, g_n * r
             grad_h[k, j] *= u
 
 # %% ../nbs/lstm.ipynb #e14ff8b4
 class LSTM(Recurrent):
-    """Layers of long short-term memory; the state is a pair (h, c).
+    """Long short-term memory (LSTM) layers.
 
-    - The parameters hold the gates i, f, g, o below each other. The rest as for
-      `Recurrent`.
-    - Source: Hochreiter and Schmidhuber (1997); Gers et al. (2000); PyTorch's `LSTM`, with
-      the batch first.
+    Parameters
+    ----------
+    input_size : int
+        Features of an input.
+    hidden_size : int
+        Features of a hidden state, and of a cell state.
+    num_layers : int, default 1
+        Number of stacked layers.
+    bias : bool, default True
+        Whether the layers have biases.
+    dropout : float, default 0.0
+        Probability with which an entry of the input of each layer but the
+        first is dropped in training.
+    bidirectional : bool, default False
+        Whether each layer reads the sequence from its end as well.
+    rng : numpy.random.Generator or int, optional
+        Generator or seed for the initial parameters and for dropout.
+    dtype : dtype, default float32
+        Of the parameters: float32 or float64.
+
+    Raises
+    ------
+    ValueError
+        On settings outside their range.
+    TypeError
+        On settings of the wrong type.
+
+    Notes
+    -----
+    `forward` takes x (B, T, input_size), optionally a pair (h, c) of initial
+    states (num_layers D, B, hidden_size) and a padding mask (B, T), and gives
+    the hidden states (B, T, D hidden_size), D being the number of directions,
+    and the pair of last states. It is PyTorch's `LSTM` with the batch first;
+    `params` has its names and shapes, with the gates stacked as i, f, g, o.
+
+    References
+    ----------
+    Hochreiter and Schmidhuber (1997); Gers et al. (2000).
     """
 
     def __init__(
@@ -114,11 +148,47 @@ class LSTM(Recurrent):
 
 # %% ../nbs/lstm.ipynb #9b3ba728
 class GRU(Recurrent):
-    """Layers of gated recurrent units.
+    """Gated recurrent unit (GRU) layers.
 
-    - The parameters hold the gates r, z, n below each other; r is applied after the
-      product with `weight_hh`. The rest as for `Recurrent`.
-    - Source: Cho et al. (2014); PyTorch's `GRU`, with the batch first.
+    Parameters
+    ----------
+    input_size : int
+        Features of an input.
+    hidden_size : int
+        Features of a hidden state.
+    num_layers : int, default 1
+        Number of stacked layers.
+    bias : bool, default True
+        Whether the layers have biases.
+    dropout : float, default 0.0
+        Probability with which an entry of the input of each layer but the
+        first is dropped in training.
+    bidirectional : bool, default False
+        Whether each layer reads the sequence from its end as well.
+    rng : numpy.random.Generator or int, optional
+        Generator or seed for the initial parameters and for dropout.
+    dtype : dtype, default float32
+        Of the parameters: float32 or float64.
+
+    Raises
+    ------
+    ValueError
+        On settings outside their range.
+    TypeError
+        On settings of the wrong type.
+
+    Notes
+    -----
+    `forward` takes x (B, T, input_size), optionally an initial state
+    (num_layers D, B, hidden_size) and a padding mask (B, T), and gives the
+    hidden states (B, T, D hidden_size), D being the number of directions, and
+    the last state. It is PyTorch's `GRU` with the batch first; `params` has its
+    names and shapes, with the gates stacked as r, z, n. The reset gate r is
+    applied after the product with `weight_hh`.
+
+    References
+    ----------
+    Cho et al. (2014).
     """
 
     def __init__(
@@ -152,14 +222,31 @@ def chrono_init(
     *,
     rng: np.random.Generator | int | None = None,
 ) -> None:
-    r"""Let the units of an LSTM or GRU begin by remembering, for 2 to `max_steps` steps.
+    r"""Chrono initialization: gates that remember for up to `max_steps`.
 
-    - Changes the biases of its forget and input gates, or of its update gate: the former to
-      $\log(\tau - 1)$ with an even $\tau$ for each unit, the input gate's to the negative.
-    - `rng`: a Generator or a seed.
-    - Raises TypeError on other layers, ValueError where they have no bias or `max_steps` is
-      below 2.
-    - Source: Tallec and Ollivier (2018).
+    The biases of an LSTM's forget gates or a GRU's update gates become
+    $\log(\tau - 1)$, with $\tau$ drawn uniformly for each unit; those of the
+    LSTM's input gates become the negative.
+
+    Parameters
+    ----------
+    layer : LSTM or GRU
+        Its biases are changed in place.
+    max_steps : int
+        The largest $\tau$.
+    rng : numpy.random.Generator or int, optional
+        Generator or seed.
+
+    Raises
+    ------
+    ValueError
+        If the layer has no biases, or `max_steps` is below 2.
+    TypeError
+        On other layers.
+
+    References
+    ----------
+    Tallec and Ollivier (2018).
     """
     check_instance(layer, (LSTM, GRU), "layer")
     if not layer.bias:
@@ -167,10 +254,11 @@ def chrono_init(
     rng, d = check_rng(rng), layer.hidden_size
     max_steps = check_count(max_steps, "max_steps", 2)
     for name, bias in layer.params.items():
-        if name.startswith("bias"):
-            keep = np.log(rng.uniform(2, max_steps, d) - 1) * name.startswith(
-                "bias_ih"
-            )
-            bias[d : 2 * d] = keep
-            if isinstance(layer, LSTM):
-                bias[:d] = -keep
+        if not name.startswith("bias"):
+            continue
+        gate_bias = np.log(rng.uniform(2, max_steps, d) - 1)
+        if name.startswith("bias_hh"):  # only the sum of both biases matters
+            gate_bias[:] = 0
+        bias[d : 2 * d] = gate_bias
+        if isinstance(layer, LSTM):
+            bias[:d] = -gate_bias

@@ -13,12 +13,9 @@ from numpy.typing import DTypeLike
 from scipy.sparse import csr_matrix
 
 from .core.arguments import check_array, check_count, check_flag
-from dlnotes.core.arguments import (
-    check_float_dtype,
-    check_input,
-    check_instance,
-)
-from .core.arguments import check_mask, check_real, check_rng
+from .core.arguments import check_float_dtype, check_input
+from .core.arguments import check_instance, check_mask, check_real
+from .core.arguments import check_rng
 from .core.execution import compiled
 from .core.layers import Composite, Layer, uniform_parameters
 from .kernels.recurrence import recurrence_backward, recurrence_forward
@@ -30,13 +27,13 @@ __all__ = ['rnn_kernel', 'rnn_backward_kernel', 'Recurrent', 'RNN', 'Embedding',
 # %% ../nbs/rnn.ipynb #c05cd4c0
 @compiled()
 def rnn_kernel(a, W_h, h):
-    "States h (m, T, d) of tanh cells from a = W_x x + b (m, T, d); they begin at 0."
+    "Hidden states h (B, T, d) of tanh cells from a = W_x x + b_h (B, T, d)."
     examples, steps, d = a.shape
     for n in range(examples):
         for t in range(steps):
             for i in range(d):
                 z = a[n, t, i]
-                if t > 0:
+                if t > 0:  # the first state is 0
                     for j in range(d):
                         z += W_h[i, j] * h[n, t - 1, j]
                 h[n, t, i] = np.tanh(z)
@@ -44,7 +41,7 @@ def rnn_kernel(a, W_h, h):
 # %% ../nbs/rnn.ipynb #1ff243f9
 @compiled()
 def rnn_backward_kernel(grad, h, W_h, g_z):
-    "Gradients g_z (m, T, d) w.r.t. the pre-activations, from grad w.r.t. the states."
+    "Pre-activations' gradients g_z (B, T, d) from grad w.r.t. h (B, T, d)."
     examples, steps, d = h.shape
     for n in range(examples):
         for t in range(steps - 1, -1, -1):
@@ -60,14 +57,43 @@ _GATES = {"tanh": 1, "relu": 1, "gru": 3, "lstm": 4}
 
 
 class Recurrent(Layer):
-    r"""What `RNN`, `LSTM` and `GRU` share: layers, directions, masks, states.
+    r"""Stacked recurrent layers, the base class of `RNN`, `LSTM` and `GRU`.
 
-    - `cell`: "tanh", "relu", "gru" or "lstm". `input_size`, `hidden_size`: features of the
-      input and of a state. `dropout`: of the input of each layer but the first, in training.
-    - `params`: under PyTorch's names and shapes, even in
-      $\pm 1/\sqrt{\text{hidden\_size}}$ at first. `rng`: a Generator or a seed for them
-      and for dropout; `dtype`: float32 or float64.
-    - Raises ValueError or TypeError on settings that do not fit.
+    Parameters
+    ----------
+    cell : {"tanh", "relu", "gru", "lstm"}
+        Kind of cell.
+    input_size : int
+        Features of an input.
+    hidden_size : int
+        Features of a hidden state.
+    num_layers : int, default 1
+        Number of stacked layers.
+    bias : bool, default True
+        Whether the layers have biases.
+    dropout : float, default 0.0
+        Probability with which an entry of the input of each layer but the
+        first is dropped in training.
+    bidirectional : bool, default False
+        Whether each layer reads the sequence from its end as well.
+    rng : numpy.random.Generator or int, optional
+        Generator or seed for the initial parameters and for dropout.
+    dtype : dtype, default float32
+        Of the parameters: float32 or float64.
+
+    Raises
+    ------
+    ValueError
+        On settings outside their range.
+    TypeError
+        On settings of the wrong type.
+
+    Notes
+    -----
+    `forward` takes x (B, T, input_size) and gives the hidden states
+    (B, T, D hidden_size), D being the number of directions, and the last state.
+    `params` has PyTorch's names and shapes; the initial values are drawn
+    uniformly from [-a, a] with $a = 1/\sqrt{\text{hidden\_size}}$.
     """
 
     def __init__(
@@ -84,216 +110,288 @@ class Recurrent(Layer):
         dtype: DTypeLike = np.float32,
     ):
         if cell not in _GATES:
-            raise ValueError(
-                f"cell: expected one of {', '.join(_GATES)}, got {cell!r}"
-            )
-        self.cell, self.input_size = (
-            cell,
-            check_count(input_size, "input_size"),
-        )
+            kinds = ", ".join(_GATES)
+            raise ValueError(f"cell: expected one of {kinds}, got {cell!r}")
+        self.cell = cell
+        self.input_size = check_count(input_size, "input_size")
         self.hidden_size = check_count(hidden_size, "hidden_size")
         self.num_layers = check_count(num_layers, "num_layers")
         self.bias = check_flag(bias, "bias")
         self.bidirectional = check_flag(bidirectional, "bidirectional")
-        self.dropout, self.rng = (
-            check_real(dropout, "dropout", 0, 1),
-            check_rng(rng),
-        )
-        self._shapes = self._parts()
-        shapes = {name: s for part in self._shapes for name, s in part.items()}
+        self.dropout = check_real(dropout, "dropout", 0, 1)
+        self.rng = check_rng(rng)
+        self._shapes = _parameter_shapes(self)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for part in self._shapes:
+            shapes |= part
         self.params = uniform_parameters(
             shapes, self.hidden_size, self.rng, dtype
         )
 
-    def _parts(self) -> list[dict[str, tuple[int, ...]]]:
-        "Names and shapes of the parameters of each layer and direction."
-        parts, n, d = [], self.hidden_size, 1 + self.bidirectional
-        rows = n * _GATES[self.cell]
-        for k in range(self.num_layers * d):
-            end = f"_l{k // d}" + "_reverse" * (k % d)
-            shapes: dict[str, tuple[int, ...]] = {
-                "weight_ih" + end: (rows, self.input_size if k < d else d * n),
-                "weight_hh" + end: (rows, n),
-            }
-            biases = {name + end: (rows,) for name in ("bias_ih", "bias_hh")}
-            parts.append(shapes | biases if self.bias else shapes)
-        return parts
-
-    def forward(
-        self,
-        x: np.ndarray,
-        state: Any = None,  # type: ignore[override]
-        mask: np.ndarray | None = None,
+    def forward(  # type: ignore[override]
+        self, x: np.ndarray, state: Any = None, mask: np.ndarray | None = None
     ) -> tuple[tuple[np.ndarray, Any], Any]:
-        """((y, state_n), cache) for `x` (m, time, input_size).
+        """Hidden states of the top layer, last states and cache.
 
-        - `y`: (m, time, D hidden_size), D being 2 if `bidirectional`, else 1. `state_n`: that
-          after the last step, (num_layers D, m, hidden_size); for the LSTM a pair, (h, c).
-        - `state`: the one to begin from, like `state_n`; None: zeros.
-        - `mask`: (m, time), True at real steps. At others the state stays, and `y` is 0.
-        - The cache holds `x` and `y`: change neither in place before `backward`.
-        - Raises ValueError or TypeError on what does not fit, and without a single step.
+        Parameters
+        ----------
+        x : array, (B, T, input_size)
+            Input sequences.
+        state : array, (num_layers D, B, hidden_size), optional
+            Initial state, with D directions; of the LSTM a pair (h, c).
+            By default zeros.
+        mask : array of bool, (B, T), optional
+            Padding mask, False at padding: there the state stays as it was,
+            and the output is 0.
+
+        Returns
+        -------
+        output : tuple (y, state_n)
+            Hidden states y (B, T, D hidden_size), and the state after the last
+            step, in the form of `state`.
+        cache : tuple
+            What `backward` needs. It holds x and y, which must not be changed
+            in place before.
+
+        Raises
+        ------
+        ValueError
+            On a wrong shape, and on sequences without a step.
+        TypeError
+            On a wrong dtype, and where an LSTM's state is not a pair.
         """
         return self._run(x, state, mask, keep=True)
 
     def __call__(
-        self,
-        x: np.ndarray,
-        state: Any = None,  # type: ignore[override]
-        mask: np.ndarray | None = None,
+        self, x: np.ndarray, state: Any = None, mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, Any]:
         return self._run(x, state, mask, keep=False)[0]
 
     def _run(
         self, x: Any, state: Any, mask: Any, keep: bool
     ) -> tuple[tuple, Any]:
-        y = _sequences(x, self.input_size, next(iter(self.params.values())))
-        mask = None if mask is None else check_mask(mask, "mask", y.shape[:2])
-        first, kept = self._states(state, len(y), "state"), []
-        ends: list[tuple[np.ndarray, ...]] = []
+        "Output of all layers and, where `keep`, what backward needs."
+        y = _check_sequences(x, self.input_size, self._parameter)
+        if mask is not None:
+            mask = check_mask(mask, "mask", y.shape[:2])
+        first = _split_states(self, state, len(y), "state")
+        last: list[tuple[np.ndarray, ...]] = []
+        caches = []
         for layer in range(self.num_layers):
-            scale = (
-                dropout_scale(y, self.dropout, self.rng)
-                if layer and self.training
-                else None
-            )
-            y = y if scale is None else y * scale
-            runs = [
-                recurrence_forward(
-                    self.cell, y, first[k], self._weights(k), mask, back, keep
-                )
-                for k, back in self._ways(layer)
-            ]
-            ys, last, caches = zip(*runs)
-            y = ys[0] if len(ys) == 1 else np.concatenate(ys, axis=2)
-            ends += last
-            kept.append((scale, caches))
+            scale = None
+            if layer > 0 and self.training:
+                scale = dropout_scale(y, self.dropout, self.rng)
+            if scale is not None:
+                y = y * scale
+            y, ends, cache = _layer_forward(self, layer, y, first, mask, keep)
+            last += ends
+            caches.append((scale, cache))
         if mask is not None:
             y = np.where(mask[:, :, None], y, y.dtype.type(0))
-        return (y, self._joined(ends)), (kept, y.shape, self._kind())
+        return (y, _stack_states(self, last)), (caches, y.shape, self._kind())
 
     def backward(
         self, grad: Any, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        """((grad_x, grad_state), grads) from `grad`, a pair (grad_y, grad_state_n).
+        """Gradients w.r.t. input, initial state and parameters.
 
-        - Either of the pair may be None, where the loss does not depend on it.
-        - `grad_state`: by the first state; for the LSTM a pair.
-        - Raises ValueError or TypeError on gradients that do not fit, and on the cache of a
-          layer of another kind or size.
+        Parameters
+        ----------
+        grad : tuple (grad_y, grad_state_n)
+            Gradients w.r.t. the outputs of `forward`. Each may be None where
+            the loss does not depend on it.
+        cache : tuple
+            From `forward`.
+        input_grad : bool, default True
+            Whether the gradient w.r.t. x is computed; else it is None.
+
+        Returns
+        -------
+        inputs : tuple (grad_x, grad_state)
+            Gradients w.r.t. x and the initial state; of the LSTM's, a pair.
+        grads : dict
+            Gradient w.r.t. each of `params`.
+
+        Raises
+        ------
+        ValueError
+            On a wrong shape or dtype, and on the cache of another kind of layer.
+        TypeError
+            On a `grad` that is not a pair of arrays.
         """
-        if (
-            not isinstance(cache, tuple)
-            or len(cache) != 3
-            or cache[2] != self._kind()
-        ):
+        fits = isinstance(cache, tuple) and len(cache) == 3
+        if not fits or cache[2] != self._kind():
             raise ValueError(
                 f"cache: expected one that forward of {self!r} gave"
             )
-        kept, shape, _ = cache
-        grad_y, ends = self._gradients(grad, shape)
-        firsts, grads = list(ends), dict[str, np.ndarray]()
-        for layer in range(self.num_layers)[::-1]:
-            scale, caches = kept[layer]
-            n, wanted = self.hidden_size, layer > 0 or input_grad
-            total: Any = None
-            for (k, back), cache in zip(self._ways(layer), caches):
-                part = np.ascontiguousarray(
-                    grad_y[..., back * n : (back + 1) * n]
-                )
-                dx, firsts[k], dw = recurrence_backward(
-                    part, ends[k], cache, self._weights(k), wanted
-                )
-                total = dx if total is None or dx is None else total + dx
-                grads |= dict(zip(self._shapes[k], dw))
-            grad_y = total if scale is None else total * scale
-        return (grad_y, self._joined(firsts)), {
-            name: grads[name] for name in self.params
-        }
+        caches, shape, _ = cache
+        grad_y, grad_last = _check_grad(self, grad, shape)
+        grad_first = list(grad_last)
+        grads = dict[str, np.ndarray]()
+        for layer in reversed(range(self.num_layers)):
+            scale, kept = caches[layer]
+            wanted = layer > 0 or input_grad
+            grad_y, firsts, layer_grads = _layer_backward(
+                self, layer, grad_y, grad_last, kept, wanted
+            )
+            if scale is not None:
+                grad_y = grad_y * scale
+            for (k, _), g in zip(self._directions(layer), firsts):
+                grad_first[k] = g
+            grads |= layer_grads
+        ordered = {name: grads[name] for name in self.params}
+        return (grad_y, _stack_states(self, grad_first)), ordered
 
-    def _ways(self, layer: int) -> list[tuple[int, bool]]:
-        "The directions of a layer: their numbers, and whether they go backward."
-        d = 1 + self.bidirectional
-        return [(layer * d + back, bool(back)) for back in range(d)]
+    def _directions(self, layer: int) -> list[tuple[int, bool]]:
+        "The index of each direction of a layer, and whether it is reversed."
+        if self.bidirectional:
+            return [(2 * layer, False), (2 * layer + 1, True)]
+        return [(layer, False)]
+
+    @property
+    def _parameter(self) -> np.ndarray:
+        "One of the parameters, which all have the same dtype."
+        return next(iter(self.params.values()))
 
     def _kind(self) -> tuple[Any, ...]:
-        "What a cache must agree in with the layer, lest a kernel reads past an array."
-        return self.cell, self._shapes, next(iter(self.params.values())).dtype
+        "What a cache shares with its layer, so that kernels stay in bounds."
+        return self.cell, self._shapes, self._parameter.dtype
 
     def _weights(self, k: int) -> list[np.ndarray]:
-        "The weights of a layer in a direction, zeros for biases that are not there."
-        dtype = next(iter(self.params.values())).dtype
-        weights = [
-            check_array(self.params[name], shape, dtype, name)
-            for name, shape in self._shapes[k].items()
-        ]
-        return (
-            weights
-            if self.bias
-            else weights + [np.zeros(len(weights[0]), dtype)] * 2
-        )
-
-    def _states(
-        self, state: Any, m: int, name: str
-    ) -> list[tuple[np.ndarray, ...]]:
-        "A state, or zeros, layer by layer and direction by direction."
-        like, pair = next(iter(self.params.values())), self.cell == "lstm"
-        shape = (len(self._shapes), m, self.hidden_size)
-        if state is None:
-            state = (np.zeros(shape, like.dtype),) * (1 + pair)
-        elif not pair:
-            state = (state,)
-        elif not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise TypeError(
-                f"{name}: expected a pair (h, c), got {state!r:.60}"
-            )
-        arrays = [
-            check_array(check_input(a, name, like), shape, like.dtype, name)
-            for a in state
-        ]
-        return list(zip(*map(np.ascontiguousarray, arrays)))
-
-    def _joined(self, states: Sequence[tuple[np.ndarray, ...]]) -> Any:
-        "The opposite of `_states`."
-        arrays = tuple(
-            np.stack(a) if len(a) > 1 else a[0][None] for a in zip(*states)
-        )
-        return arrays if self.cell == "lstm" else arrays[0]
-
-    def _gradients(
-        self, grad: Any, shape: tuple[int, ...]
-    ) -> tuple[np.ndarray, list]:
-        "Those by y and by the last state, zeros for None."
-        if not isinstance(grad, (tuple, list)) or len(grad) != 2:
-            raise TypeError(
-                f"grad: expected a pair (grad_y, grad_state_n), got {grad!r:.60}"
-            )
-        dtype = next(iter(self.params.values())).dtype
-        grad_y = np.zeros(shape, dtype) if grad[0] is None else grad[0]
-        return (
-            check_array(check_input(grad_y, "grad_y"), shape, dtype, "grad_y"),
-            self._states(grad[1], shape[0], "grad_state_n"),
-        )
+        "Weights and biases of a layer and direction, zeros without `bias`."
+        dtype, weights = self._parameter.dtype, []
+        for name, shape in self._shapes[k].items():
+            a = check_array(self.params[name], shape, dtype, name)
+            weights.append(a)
+        if not self.bias:
+            weights += [np.zeros(len(weights[0]), dtype)] * 2
+        return weights
 
     def __repr__(self) -> str:
+        defaults = {
+            "num_layers": 1,
+            "bias": True,
+            "dropout": 0.0,
+            "bidirectional": False,
+        }
         settings = [str(self.input_size), str(self.hidden_size)]
-        for name, default in [
-            ("num_layers", 1),
-            ("bias", True),
-            ("dropout", 0.0),
-            ("bidirectional", False),
-        ]:
-            if (value := getattr(self, name)) != default:
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if value != default:
                 settings.append(f"{name}={value}")
-        settings += ["nonlinearity='relu'"] * (self.cell == "relu")
+        if self.cell == "relu":
+            settings.append("nonlinearity='relu'")
         return f"{type(self).__name__}({', '.join(settings)})"
 
+# %% ../nbs/rnn.ipynb #69ace502
+def _layer_forward(
+    stack: Recurrent,
+    layer: int,
+    x: np.ndarray,
+    first: list,
+    mask: Any,
+    keep: bool,
+) -> tuple[np.ndarray, list, list]:
+    "Output of one layer, and last states and caches by direction."
+    outputs, last, caches = [], [], []
+    for k, reverse in stack._directions(layer):
+        weights = stack._weights(k)
+        y, end, cache = recurrence_forward(
+            stack.cell, x, first[k], weights, mask, reverse, keep
+        )
+        outputs.append(y)
+        last.append(end)
+        caches.append(cache)
+    if len(outputs) == 1:
+        return outputs[0], last, caches
+    return np.concatenate(outputs, axis=2), last, caches
+
+# %% ../nbs/rnn.ipynb #bea1c105
+def _layer_backward(
+    stack: Recurrent,
+    layer: int,
+    grad_y: np.ndarray,
+    grad_last: list,
+    caches: list,
+    input_grad: bool,
+) -> tuple[Any, list, dict[str, np.ndarray]]:
+    "Gradients w.r.t. a layer's input, first states and parameters."
+    n, grad_x = stack.hidden_size, None
+    firsts, grads = [], dict[str, np.ndarray]()
+    for (k, reverse), cache in zip(stack._directions(layer), caches):
+        part = grad_y[..., n:] if reverse else grad_y[..., :n]
+        dx, first, dw = recurrence_backward(
+            np.ascontiguousarray(part),
+            grad_last[k],
+            cache,
+            stack._weights(k),
+            input_grad,
+        )
+        grad_x = dx if grad_x is None else grad_x + dx
+        firsts.append(first)
+        grads |= dict(zip(stack._shapes[k], dw))
+    return grad_x, firsts, grads
+
+# %% ../nbs/rnn.ipynb #7d1ddf70
+def _parameter_shapes(stack: Recurrent) -> list[dict[str, tuple[int, ...]]]:
+    "Names and shapes of the parameters of each layer and direction."
+    suffixes = ("", "_reverse") if stack.bidirectional else ("",)
+    rows = _GATES[stack.cell] * stack.hidden_size
+    columns = stack.input_size
+    parts = []
+    for layer in range(stack.num_layers):
+        for suffix in suffixes:
+            end = f"_l{layer}{suffix}"
+            shapes: dict[str, tuple[int, ...]] = {
+                f"weight_ih{end}": (rows, columns),
+                f"weight_hh{end}": (rows, stack.hidden_size),
+            }
+            if stack.bias:
+                shapes |= {f"bias_ih{end}": (rows,)}
+                shapes |= {f"bias_hh{end}": (rows,)}
+            parts.append(shapes)
+        columns = len(suffixes) * stack.hidden_size
+    return parts
+
+# %% ../nbs/rnn.ipynb #bdef6a35
+def _split_states(
+    stack: Recurrent, state: Any, B: int, name: str
+) -> list[tuple[np.ndarray, ...]]:
+    "A state, or zeros, as arrays (B, d) by layer and direction."
+    like = stack._parameter
+    shape = (len(stack._shapes), B, stack.hidden_size)
+    if state is None:
+        state = np.zeros(shape, like.dtype)
+        state = (state, state) if stack.cell == "lstm" else (state,)
+    elif stack.cell != "lstm":
+        state = (state,)
+    elif not isinstance(state, (tuple, list)) or len(state) != 2:
+        raise TypeError(f"{name}: expected a pair (h, c), got {state!r:.60}")
+    arrays = []
+    for a in state:
+        a = check_input(a, name, like)
+        a = check_array(a, shape, like.dtype, name)
+        arrays.append(np.ascontiguousarray(a))
+    return list(zip(*arrays))
+
+# %% ../nbs/rnn.ipynb #7d7337ed
+def _stack_states(
+    stack: Recurrent, states: Sequence[tuple[np.ndarray, ...]]
+) -> Any:
+    "The inverse of `_split_states`."
+    stacked = []
+    for parts in zip(*states):
+        only_one = len(parts) == 1  # no copy needed
+        stacked.append(parts[0][None] if only_one else np.stack(parts))
+    return tuple(stacked) if stack.cell == "lstm" else stacked[0]
+
 # %% ../nbs/rnn.ipynb #185bb643
-def _sequences(x: Any, features: int, like: np.ndarray) -> np.ndarray:
+def _check_sequences(x: Any, features: int, like: np.ndarray) -> np.ndarray:
+    "Sequences x (B, T, features) of the dtype of `like`, or an error."
     x = check_input(x, like=like)
     if x.ndim != 3 or x.shape[2] != features:
         raise ValueError(
-            f"x: expected shape (m, time, {features}), got {x.shape}"
+            f"x: expected shape (batch, time, {features}), got {x.shape}"
         )
     if 0 in x.shape:
         raise ValueError(
@@ -301,13 +399,69 @@ def _sequences(x: Any, features: int, like: np.ndarray) -> np.ndarray:
         )
     return np.ascontiguousarray(x)
 
+# %% ../nbs/rnn.ipynb #5dc16d25
+def _check_grad(
+    stack: Recurrent, grad: Any, shape: tuple[int, ...]
+) -> tuple[np.ndarray, list]:
+    "Gradients w.r.t. y and the last states, zeros for None."
+    if not isinstance(grad, (tuple, list)) or len(grad) != 2:
+        raise TypeError(
+            f"grad: expected a pair (grad_y, grad_state_n), got {grad!r:.60}"
+        )
+    grad_y, grad_last = grad
+    dtype = stack._parameter.dtype
+    if grad_y is None:
+        grad_y = np.zeros(shape, dtype)
+    grad_y = check_input(grad_y, "grad_y")
+    grad_y = check_array(grad_y, shape, dtype, "grad_y")
+    return grad_y, _split_states(stack, grad_last, shape[0], "grad_state_n")
+
 # %% ../nbs/rnn.ipynb #551ebb5d
 class RNN(Recurrent):
-    r"""Recurrent layers $\tanh(\mathbf{W}_{ih}\mathbf{x}_t + \mathbf{b}_{ih} +
-    \mathbf{W}_{hh}\mathbf{h}_{t-1} + \mathbf{b}_{hh})$.
+    r"""Recurrent layers with tanh or ReLU cells (Elman networks).
 
-    - `nonlinearity`: "tanh" or "relu"; ValueError on others. The rest as for `Recurrent`.
-    - Source: Elman (1990); PyTorch's `RNN`, with the batch first.
+    Parameters
+    ----------
+    input_size : int
+        Features of an input.
+    hidden_size : int
+        Features of a hidden state.
+    num_layers : int, default 1
+        Number of stacked layers.
+    nonlinearity : {"tanh", "relu"}, default "tanh"
+        Activation function.
+    bias : bool, default True
+        Whether the layers have biases.
+    dropout : float, default 0.0
+        Probability with which an entry of the input of each layer but the
+        first is dropped in training.
+    bidirectional : bool, default False
+        Whether each layer reads the sequence from its end as well.
+    rng : numpy.random.Generator or int, optional
+        Generator or seed for the initial parameters and for dropout.
+    dtype : dtype, default float32
+        Of the parameters: float32 or float64.
+
+    Raises
+    ------
+    ValueError
+        On settings outside their range.
+    TypeError
+        On settings of the wrong type.
+
+    Notes
+    -----
+    A layer computes $\mathbf{h}_t = \tanh(\mathbf{W}_{ih}\mathbf{x}_t +
+    \mathbf{b}_{ih} + \mathbf{W}_{hh}\mathbf{h}_{t-1} + \mathbf{b}_{hh})$.
+    `forward` takes x (B, T, input_size), optionally an initial state
+    (num_layers D, B, hidden_size) and a padding mask (B, T), and gives the
+    hidden states (B, T, D hidden_size), D being the number of directions, and
+    the last state. It is PyTorch's `RNN` with the batch first; `params` has
+    its names and shapes.
+
+    References
+    ----------
+    Elman (1990).
     """
 
     def __init__(
@@ -342,15 +496,36 @@ class RNN(Recurrent):
 
 # %% ../nbs/rnn.ipynb #14eef037
 class Embedding(Layer):
-    """A row of numbers, learnt, for each of `num_embeddings` things, say letters or words.
+    """A learned vector for each of `num_embeddings` tokens.
 
-    - Takes whole numbers from 0 to below `num_embeddings`, of any shape (...); gives
-      (..., embedding_dim) in the dtype of `weight` (num_embeddings, embedding_dim).
-    - `padding_idx`: one whose row is 0 at first and has no gradient; negative ones count
-      from the end.
-    - `rng`: a Generator or a seed for the rows, from the standard normal distribution;
-      `dtype`: float32 or float64.
-    - Raises TypeError on what is not whole numbers, ValueError on those outside the range.
+    Parameters
+    ----------
+    num_embeddings : int
+        Number of tokens.
+    embedding_dim : int
+        Length of each vector.
+    padding_idx : int, optional
+        A token whose vector is 0 at first and has no gradient; negative ones
+        count from the end.
+    rng : numpy.random.Generator or int, optional
+        Generator or seed for the initial vectors, which are drawn from the
+        standard normal distribution.
+    dtype : dtype, default float32
+        Of the vectors: float32 or float64.
+
+    Raises
+    ------
+    ValueError
+        On settings outside their range; in `forward`, on such tokens.
+    TypeError
+        On settings of the wrong type; in `forward`, on tokens that are not
+        integers.
+
+    Notes
+    -----
+    `forward` takes integers (...) from 0 to `num_embeddings` - 1 and gives
+    (..., embedding_dim) in the dtype of `params["weight"]`
+    (num_embeddings, embedding_dim).
     """
 
     takes_ids = True
@@ -364,35 +539,31 @@ class Embedding(Layer):
         rng: np.random.Generator | int | None = None,
         dtype: DTypeLike = np.float32,
     ):
-        shape = (
-            check_count(num_embeddings, "num_embeddings"),
-            check_count(embedding_dim, "embedding_dim"),
-        )
+        rows = check_count(num_embeddings, "num_embeddings")
+        width = check_count(embedding_dim, "embedding_dim")
         check_float_dtype(dtype)
-        self.params = {
-            "weight": check_rng(rng).standard_normal(shape).astype(dtype)
-        }
+        weight = check_rng(rng).standard_normal((rows, width)).astype(dtype)
+        self.params = {"weight": weight}
         self.padding_idx = padding_idx
         if padding_idx is not None:
-            self.padding_idx = (
-                _index(padding_idx, "padding_idx", shape[0]) % shape[0]
-            )
-            self.params["weight"][self.padding_idx] = 0
+            index = _check_index(padding_idx, "padding_idx", rows)
+            self.padding_idx = index % rows
+            weight[index] = 0
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         weight = self.params["weight"]
-        x = _ids(x, len(weight))
+        x = _check_ids(x, len(weight))
         return weight[x], x
 
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        "None, as there is no slope by a name, and the sum for each row of what came to it."
-        rows, width = self.params["weight"].shape
-        grad = check_array(
-            grad, (*cache.shape, width), self.params["weight"].dtype
-        )
-        n = cache.size  # a table with a 1 where the row was used
+        "None, as tokens have no gradient, and that of the vectors, summed."
+        weight = self.params["weight"]
+        rows, width = weight.shape
+        grad = check_array(grad, (*cache.shape, width), weight.dtype)
+        # a sparse matrix (n, rows) of one-hot rows
+        n = cache.size
         ones, ends = np.ones(n, grad.dtype), np.arange(n + 1)
         used = csr_matrix((ones, cache.ravel(), ends), (n, rows))
         total = used.T @ grad.reshape(n, width)
@@ -402,43 +573,59 @@ class Embedding(Layer):
 
     def __repr__(self) -> str:
         rows, width = self.params["weight"].shape
-        more = (
-            ""
-            if self.padding_idx is None
-            else f", padding_idx={self.padding_idx}"
-        )
-        return f"Embedding({rows}, {width}{more})"
+        if self.padding_idx is None:
+            return f"Embedding({rows}, {width})"
+        return f"Embedding({rows}, {width}, padding_idx={self.padding_idx})"
 
 # %% ../nbs/rnn.ipynb #db771a41
-def _ids(x: Any, n: int) -> np.ndarray:
-    "`x` as whole numbers from 0 to below `n`, or an error."
+def _check_ids(x: Any, n: int) -> np.ndarray:
+    "`x` as an array of integers from 0 to `n` - 1, or an error."
     x = np.asarray(x)
     if x.dtype.kind not in "iu":
         raise TypeError(f"x: expected whole numbers, got dtype {x.dtype}")
-    if x.size and not 0 <= x.min() <= x.max() < n:
-        raise ValueError(
-            f"x: expected 0 to {n - 1}, got {x[(x < 0) | (x >= n)][0]}"
-        )
+    if x.size > 0 and not 0 <= x.min() <= x.max() < n:
+        wrong = x[(x < 0) | (x >= n)][0]
+        raise ValueError(f"x: expected 0 to {n - 1}, got {wrong}")
     return x
 
-
-def _index(value: Any, name: str, n: int) -> int:
-    "The argument `name` as a whole number from -`n` to below `n`."
+# %% ../nbs/rnn.ipynb #d6932ff6
+def _check_index(value: Any, name: str, n: int) -> int:
+    "The argument `name` as an integer from -`n` to `n` - 1, or an error."
     if check_count(value, name, -n) >= n:
         raise ValueError(f"{name}: expected {-n} to {n - 1}, got {value}")
     return int(value)
 
 # %% ../nbs/rnn.ipynb #b4d32db7
-class Transpose(Layer):
-    """Swaps the axes `dim0` and `dim1`; negative ones count from the end.
+_MAX_NDIM = 64  # NumPy's limit
 
-    - Raises TypeError unless they are whole numbers, ValueError in `forward` where `x` has
-      no such axis.
+
+class Transpose(Layer):
+    """Swaps two axes.
+
+    Parameters
+    ----------
+    dim0 : int
+        One axis; negative ones count from the end.
+    dim1 : int
+        The other axis.
+
+    Raises
+    ------
+    ValueError
+        In `forward`, where `x` has no such axis.
+    TypeError
+        On axes that are not integers.
+
+    Notes
+    -----
+    `forward` takes an array of floats of any shape that has both axes.
     """
 
     def __init__(self, dim0: int, dim1: int):
         super().__init__()
-        self.dims = _index(dim0, "dim0", 64), _index(dim1, "dim1", 64)
+        first = _check_index(dim0, "dim0", _MAX_NDIM)
+        second = _check_index(dim1, "dim1", _MAX_NDIM)
+        self.dims = first, second
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         x = check_input(x)
@@ -460,15 +647,33 @@ class Transpose(Layer):
 
 # %% ../nbs/rnn.ipynb #cdf27e0d
 class SequenceModel(Composite):
-    """A model that reads sequences: perhaps an embedding, recurrent layers, and a head.
+    """A recurrent network: embedding (optional), recurrent layers, head.
 
-    - Takes `x` (m, time, features), or what `embedding` makes of it, say ids (m, time), and
-      `mask` (m, time), True at real steps.
-    - `head`: a layer that sees the states of all steps (m, time, D hidden_size) or, if
-      `last`, the top state after the last real step (m, D hidden_size): of two directions,
-      that after the last step of each.
-    - `params`: those of all, as "embedding.weight", "recurrent.weight_ih_l0", "head.bias".
-    - Raises TypeError on parts of the wrong kind, and as the parts do.
+    Parameters
+    ----------
+    recurrent : Recurrent
+        The recurrent layers: an `RNN`, `LSTM` or `GRU`.
+    head : Layer
+        Computes the output from the hidden states of all steps
+        (B, T, D hidden_size) or, if `last`, from the last one of the top layer
+        (B, D hidden_size), that of each of its D directions.
+    embedding : Layer, optional
+        Computes the features of the inputs, say of tokens.
+    last : bool, default False
+        Whether there is one output for each sequence, and not for each step.
+
+    Raises
+    ------
+    TypeError
+        On parts of the wrong kind.
+
+    Notes
+    -----
+    `forward` takes x (B, T, features), or what `embedding` takes, say tokens
+    (B, T), and optionally a padding mask (B, T), False at padding. It gives the
+    output of `head`; parts raise errors of their own. The names of `params`
+    begin with that of the part: "embedding.weight", "recurrent.weight_ih_l0",
+    "head.bias".
     """
 
     def __init__(
@@ -481,19 +686,18 @@ class SequenceModel(Composite):
         check_instance(recurrent, Recurrent, "recurrent")
         first = {} if embedding is None else {"embedding": embedding}
         super().__init__(**first, recurrent=recurrent, head=head)
-        self.recurrent, self.head = recurrent, head
-        self.embedding, self.last = embedding, check_flag(last, "last")
+        self.recurrent = recurrent
+        self.head = head
+        self.embedding = embedding
+        self.last = check_flag(last, "last")
         self.takes_ids = embedding is not None and embedding.takes_ids
 
     def forward(
-        self,
-        x: np.ndarray,  # type: ignore[override]
-        mask: np.ndarray | None = None,
+        self, x: np.ndarray, mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, Any]:
-        "The head's answer to `x`, and the cache that `backward` needs."
-        x, first = (
-            (x, None) if self.embedding is None else self.embedding.forward(x)
-        )
+        first = None
+        if self.embedding is not None:
+            x, first = self.embedding.forward(x)
         (y, state), middle = self.recurrent.forward(x, None, mask)
         if self.last:
             y = _top(state, y.shape[2] // self.recurrent.hidden_size)
@@ -504,11 +708,13 @@ class SequenceModel(Composite):
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
         first, middle, end, state = cache
-        below = input_grad or self.embedding is not None
-        grad, head = self.head.backward(grad, end)
+        grads = {}
+        grad, grads["head"] = self.head.backward(grad, end)
         pair = (None, _top_grad(grad, state)) if self.last else (grad, None)
-        (grad, _), own = self.recurrent.backward(pair, middle, below)
-        grads = {"recurrent": own, "head": head}
+        wanted = input_grad or self.embedding is not None
+        (grad, _), grads["recurrent"] = self.recurrent.backward(
+            pair, middle, wanted
+        )
         if self.embedding is not None:
             grad, grads["embedding"] = self.embedding.backward(
                 grad, first, input_grad
@@ -517,24 +723,23 @@ class SequenceModel(Composite):
 
     def __repr__(self) -> str:
         parts = [f"{name}={part!r}" for name, part in self.parts.items()]
-        return f"SequenceModel({', '.join(parts + ['last=True'] * self.last)})"
+        if self.last:
+            parts.append("last=True")
+        return f"SequenceModel({', '.join(parts)})"
 
 # %% ../nbs/rnn.ipynb #2dddbdb6
 def _top(state: Any, directions: int) -> np.ndarray:
-    "The hidden states of the highest layer (m, D hidden_size), directions side by side."
+    "Last hidden states of the top layer's directions (B, D hidden_size)."
     h = state[0] if isinstance(state, tuple) else state
     return np.concatenate(h[-directions:], axis=1)
 
-
+# %% ../nbs/rnn.ipynb #671379d9
 def _top_grad(grad: np.ndarray, state: Any) -> Any:
-    "The gradient by all of the state, from that by `_top` of it."
+    "Gradient w.r.t. all of the state, from that w.r.t. `_top` of it."
     h = state[0] if isinstance(state, tuple) else state
-    full = np.zeros_like(h)
-    width = h.shape[2]
-    for k in range(grad.shape[1] // width):
-        full[k - grad.shape[1] // width] = grad[:, k * width : (k + 1) * width]
-    return (
-        (full, *map(np.zeros_like, state[1:]))
-        if isinstance(state, tuple)
-        else full
-    )
+    directions = grad.shape[1] // h.shape[2]
+    grad_h = np.zeros_like(h)
+    grad_h[-directions:] = np.split(grad, directions, axis=1)
+    if isinstance(state, tuple):
+        return grad_h, np.zeros_like(state[1])
+    return grad_h
