@@ -10,25 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dlnotes.core.arguments import (
-    check_array,
-    check_count,
-    check_input,
-    check_mask,
-)
-from .core.arguments import check_rng, check_state, check_step_tokens
-from .core.arguments import check_tokens
+from .core.arguments import check_array, check_count, check_input
+from .core.arguments import check_mask, check_rng, check_state
+from .core.arguments import check_step_tokens, check_tokens, shape_fits
 from .core.execution import compiled
 from .core.layers import Composite, Layer, uniform_parameters
-from dlnotes.kernels.attention_scores import (
-    additive_scores,
-    additive_scores_backward,
-)
+from .kernels.attention_scores import additive_scores
+from .kernels.attention_scores import additive_scores_backward
 from .kernels.attention_scores import batched_product, masked_softmax
-from dlnotes.kernels.attention_scores import (
-    product_scores,
-    product_scores_backward,
-)
+from .kernels.attention_scores import product_scores
+from .kernels.attention_scores import product_scores_backward
 from .kernels.attention_scores import weights_backward
 from .lstm import GRU, LSTM
 from .mlp import Linear
@@ -42,7 +33,7 @@ __all__ = ['general_scores_kernel', 'additive_scores_kernel', 'context_kernel', 
 # %% ../nbs/attention.ipynb #92a1c2c0
 @compiled()
 def general_scores_kernel(s, W, H, e):
-    "Scores e (T, S) = s W H^T of queries s (T, Q) and states H (S, K); W: (Q, K)."
+    "Scores e (T, S) = s W H^T of queries s (T, Q), states H (S, K); W (Q, K)."
     for j in range(len(H)):
         key = np.zeros(W.shape[0], e.dtype)  # W h_j, once for all queries
         for i in range(W.shape[0]):
@@ -53,7 +44,7 @@ def general_scores_kernel(s, W, H, e):
 # %% ../nbs/attention.ipynb #eca290b4
 @compiled()
 def additive_scores_kernel(s, H, W, U, b, v, e):
-    "Scores e (T, S) = v tanh(W s + U h + b); W: (d, Q), U: (d, K), b and v: (d,)."
+    "Scores e (T, S) = v tanh(W s + U h + b); W (d, Q), U (d, K), b, v (d,)."
     for t in range(len(s)):
         for j in range(len(H)):
             e[t, j] = 0
@@ -64,7 +55,7 @@ def additive_scores_kernel(s, H, W, U, b, v, e):
 # %% ../nbs/attention.ipynb #7a02f400
 @compiled()
 def context_kernel(e, H, alpha, c):
-    "Weights alpha (T, S), the softmax of each row of e, and contexts c (T, K)."
+    "Weights alpha (T, S), the softmax of scores e, and contexts c (T, K)."
     for t in range(len(e)):
         alpha[t] = np.exp(e[t] - e[t].max())
         alpha[t] /= alpha[t].sum()
@@ -75,7 +66,7 @@ def context_kernel(e, H, alpha, c):
 # %% ../nbs/attention.ipynb #089efca9
 @compiled()
 def context_backward_kernel(g, alpha, c, H, eps, dH):
-    "Gradients eps (T, S) w.r.t. the scores; adds to dH (S, K) what comes by the contexts."
+    "Gradients w.r.t. the scores, eps (T, S); adds those of g c to dH (S, K)."
     for t in range(len(g)):
         for j in range(len(H)):
             eps[t, j] = alpha[t, j] * ((H[j] - c[t]) * g[t]).sum()
@@ -115,37 +106,88 @@ def additive_scores_backward_kernel(
 
 # %% ../nbs/attention.ipynb #80e043ef
 def _score_shapes(score: str, q: int, k: int, d: int) -> dict[str, Any]:
-    "Each parameter's shape, and the n of its first values."
-    if score == "general":
-        return {"weight": ((q, k), k)}
-    return (
-        {}
-        if score == "dot"
-        else {
+    "Each parameter's shape, and the n of its initial bound 1 / sqrt(n)."
+    shapes: dict[str, dict[str, Any]] = {
+        "dot": {},
+        "general": {"weight": ((q, k), k)},
+        "additive": {
             "weight_q": ((d, q), q),
             "weight_k": ((d, k), k),
             "bias": ((d,), q),
             "v": ((d,), d),
-        }
-    )
+        },
+    }
+    return shapes[score]
+
+# %% ../nbs/attention.ipynb #6dbb2807
+def _check_score(score: Any, q: int, k: int, hidden_size: Any) -> None:
+    "Whether there is such a score, for queries of size q and keys of size k."
+    if score not in ("dot", "general", "additive"):
+        raise ValueError(
+            f"score: expected 'dot', 'general' or 'additive', got {score!r}"
+        )
+    if score == "dot" and q != k:
+        raise ValueError(
+            f"key_size: expected {q}, as query_size, for 'dot', got {k}"
+        )
+    if hidden_size is not None and score != "additive":
+        raise ValueError(
+            f"hidden_size: expected None for {score!r}, got {hidden_size!r}"
+        )
+
+# %% ../nbs/attention.ipynb #354009d1
+def _check_sequences(a: np.ndarray, name: str, rows: Any, size: int) -> None:
+    "Whether `a` is (rows, steps, size); `rows` None: any number of them."
+    if not shape_fits(a.shape, (rows, None, size)) or 0 in a.shape:
+        m = "m" if rows is None else rows
+        raise ValueError(
+            f"{name}: expected shape ({m}, steps, {size}) with at least one "
+            f"of each, got {a.shape}"
+        )
 
 # %% ../nbs/attention.ipynb #7fc70c03
 class Attention(Layer):
-    r"""Means of a memory's rows, weighted by how well each fits a query.
+    r"""Attention with a dot-product, multiplicative or additive score.
 
-    - `score`: "dot", $\mathbf{s}\cdot\mathbf{h}$, for which both sizes are equal;
-      "general", $\mathbf{s}^\top\mathbf{W}\mathbf{h}$, with `weight` (query_size,
-      key_size); "additive",
-      $\mathbf{v}^\top\tanh(\mathbf{W}\mathbf{s} + \mathbf{U}\mathbf{h} + \mathbf{b})$, with
-      `weight_q` (hidden_size, query_size), `weight_k` (hidden_size, key_size), `bias` and
-      `v` (hidden_size,). `hidden_size`: only for "additive"; None: as `query_size`.
-    - Takes `query` (N, T, query_size), `memory` (N, S, key_size) and `mask` (N, S), True at
-      real rows of the memory; gives the contexts (N, T, key_size), the weights (N, T, S).
-      Where no row is real, both are 0.
-    - `rng`: a Generator or a seed for the first values, even in $\pm 1/\sqrt{n}$ for $n$
-      inputs; `dtype`: float32 or float64.
-    - Raises ValueError or TypeError on sizes, shapes and dtypes that do not fit.
-    - Source: Bahdanau et al. (2015); Luong et al. (2015).
+    Each context is the mean of the rows of a memory, weighted by the softmax
+    of their scores for a query.
+
+    Parameters
+    ----------
+    score : {"dot", "general", "additive"}
+        $\mathbf{s}\cdot\mathbf{h}$, for which both sizes are equal;
+        $\mathbf{s}^\top\mathbf{W}\mathbf{h}$; or
+        $\mathbf{v}^\top\tanh(\mathbf{W}\mathbf{s} + \mathbf{U}\mathbf{h} +
+        \mathbf{b})$.
+    query_size : int
+        Size Q of a query $\mathbf{s}$.
+    key_size : int
+        Size K of a row $\mathbf{h}$ of the memory.
+    hidden_size : int, optional
+        Size d of the additive score's hidden layer; by default `query_size`.
+    rng : numpy.random.Generator or int, optional
+        Generator, or its seed, of the initial weights, drawn uniformly from
+        $\pm 1/\sqrt{n}$ for $n$ inputs.
+    dtype : dtype, default float32
+        Data type of the parameters: float32 or float64.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If sizes, shapes or dtypes do not fit.
+
+    Notes
+    -----
+    ``forward`` takes queries (B, T, Q), a memory (B, S, K) and a mask (B, S)
+    or None, True where a row of the memory counts. It returns the contexts
+    (B, T, K) and the weights (B, T, S), both 0 where no row counts, and the
+    cache of ``backward``. ``params`` has ``weight`` (Q, K) for "general", and
+    ``weight_q`` (d, Q), ``weight_k`` (d, K), ``bias`` (d,) and ``v`` (d,) for
+    "additive".
+
+    References
+    ----------
+    Bahdanau et al. (2015); Luong et al. (2015).
     """
 
     def __init__(
@@ -158,73 +200,66 @@ class Attention(Layer):
         rng: np.random.Generator | int | None = None,
         dtype: DTypeLike = np.float32,
     ):
-        q, k = (
-            check_count(query_size, "query_size"),
-            check_count(key_size, "key_size"),
-        )
-        if score not in ("dot", "general", "additive"):
-            raise ValueError(
-                "score: expected 'dot', 'general' or 'additive', "
-                f"got {score!r}"
-            )
-        if score == "dot" and q != k:
-            raise ValueError(
-                f"key_size: expected {q}, as query_size, for 'dot', got {k}"
-            )
-        if hidden_size is not None and score != "additive":
-            raise ValueError(
-                f"hidden_size: expected None for {score!r}, "
-                f"got {hidden_size!r}"
-            )
-        self.hidden_size = (
-            q
-            if hidden_size is None
-            else check_count(hidden_size, "hidden_size")
-        )
-        self.score, self.query_size, self.key_size, rng = (
-            score,
-            q,
-            k,
-            check_rng(rng),
-        )
+        self.score = score
+        self.query_size = check_count(query_size, "query_size")
+        self.key_size = check_count(key_size, "key_size")
+        _check_score(score, self.query_size, self.key_size, hidden_size)
+        self.hidden_size = self.query_size
+        if hidden_size is not None:
+            self.hidden_size = check_count(hidden_size, "hidden_size")
+        rng = check_rng(rng)
         self.params = {}
-        for name, (shape, n) in _score_shapes(*self._kind()).items():
+        for name, (shape, n) in _score_shapes(*self._settings()).items():
             self.params |= uniform_parameters({name: shape}, n, rng, dtype)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         query: np.ndarray,
-        memory: np.ndarray,  # type: ignore[override]
+        memory: np.ndarray,
         mask: np.ndarray | None = None,
     ) -> tuple[tuple[np.ndarray, np.ndarray], Any]:
-        "((contexts, weights), cache) of queries (N, T, .) to a memory (N, S, .)."
+        "((contexts (B, T, K), weights (B, T, S)), cache)."
         query, memory, mask = self._checked(query, memory, mask)
-        scores = (
-            additive_scores if self.score == "additive" else product_scores
-        )
-        weights, kept = scores(query, memory, self._own(query.dtype))
+        params = self._checked_params(query.dtype)
+        if self.score == "additive":
+            weights, score_cache = additive_scores(query, memory, params)
+        else:
+            weights, score_cache = product_scores(query, memory, params)
         masked_softmax(weights, mask)
-        cache = query, memory, weights, kept, self._kind()
-        return (batched_product(weights, memory), weights), cache
+        contexts = batched_product(weights, memory)
+        cache = query, memory, weights, score_cache, self._settings()
+        return (contexts, weights), cache
 
     def backward(
         self, grad: Any, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        """((grad_query, grad_memory), grads); `grad` is (grad_context, grad_weights).
+        """Gradients with respect to query and memory, and to `params`.
 
-        - Either of the pair may be None, where the loss does not depend on it.
-        - Raises ValueError or TypeError on gradients that do not fit, and on the cache of a
-          layer of another kind or size.
+        Parameters
+        ----------
+        grad : tuple
+            Gradients with respect to contexts (B, T, K) and weights
+            (B, T, S); either may be None, where the loss does not depend on
+            it.
+        cache : tuple
+            What ``forward`` returned with them.
+        input_grad : bool, default True
+            Not used: the gradients with respect to the inputs are computed.
+
+        Returns
+        -------
+        inputs : tuple of ndarray, (B, T, Q) and (B, S, K)
+            Gradients with respect to query and memory.
+        grads : dict of ndarray
+            Gradients with respect to the parameters.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a gradient does not fit, or the cache is that of a layer of
+            other settings.
         """
-        if (
-            not isinstance(cache, tuple)
-            or len(cache) != 5
-            or cache[4] != self._kind()
-        ):
-            raise ValueError(
-                f"cache: expected one that forward of {self!r} gave"
-            )
-        query, memory, weights, kept, _ = cache
+        query, memory, weights, score_cache, _ = self._checked_cache(cache)
         if not isinstance(grad, tuple) or len(grad) != 2:
             raise TypeError(
                 "grad: expected a pair (grad_context, grad_weights), "
@@ -237,26 +272,22 @@ class Attention(Layer):
             check_array(by_context, shape, query.dtype, "grad_context")
             g = batched_product(by_context, memory.swapaxes(1, 2))
         if by_weights is not None:
-            g += check_array(
-                by_weights, weights.shape, query.dtype, "grad_weights"
-            )
-        weights_backward(weights, g)
-        back = (
-            additive_scores_backward
-            if self.score == "additive"
-            else product_scores_backward
-        )
-        grad_query, grad_memory, grads = back(
-            g, query, memory, self._own(query.dtype), kept
-        )
+            shape = weights.shape
+            g += check_array(by_weights, shape, query.dtype, "grad_weights")
+        weights_backward(weights, g)  # g becomes the scores' gradient
+        arrays = query, memory, self._checked_params(query.dtype), score_cache
+        if self.score == "additive":
+            dq, dm, grads = additive_scores_backward(g, *arrays)
+        else:
+            dq, dm, grads = product_scores_backward(g, *arrays)
         if by_context is not None:
-            grad_memory += batched_product(weights.swapaxes(1, 2), by_context)
-        return (grad_query, grad_memory), grads
+            dm += batched_product(weights.swapaxes(1, 2), by_context)
+        return (dq, dm), grads
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         query: np.ndarray,
-        memory: np.ndarray,  # type: ignore[override]
+        memory: np.ndarray,
         mask: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         return self.forward(query, memory, mask)[0]
@@ -264,64 +295,90 @@ class Attention(Layer):
     def _checked(
         self, query: Any, memory: Any, mask: Any
     ) -> tuple[np.ndarray, ...]:
-        query = check_input(
-            query, "query", next(iter(self.params.values()), None)
-        )
+        "Query, memory and mask, if they fit; without a mask all rows count."
+        parameter = next(iter(self.params.values()), None)
+        query = check_input(query, "query", parameter)
         memory = check_input(memory, "memory", query)
-        for a, name, size in (
-            (query, "query", self.query_size),
-            (memory, "memory", self.key_size),
-        ):
-            if (
-                a.ndim != 3
-                or a.shape[2] != size
-                or 0 in a.shape
-                or len(a) != len(query)
-            ):
-                m = "m" if a is query else len(query)
-                raise ValueError(
-                    f"{name}: expected shape ({m}, steps, {size}) with at "
-                    f"least one of each, got {a.shape}"
-                )
-        real = np.ones(memory.shape[:2], bool)
-        mask = (
-            real
-            if mask is None
-            else check_mask(mask, "mask", memory.shape[:2])
-        )
+        _check_sequences(query, "query", None, self.query_size)
+        _check_sequences(memory, "memory", len(query), self.key_size)
+        if mask is None:
+            mask = np.ones(memory.shape[:2], bool)
+        else:
+            mask = check_mask(mask, "mask", memory.shape[:2])
         return np.ascontiguousarray(query), np.ascontiguousarray(memory), mask
 
-    def _kind(self) -> tuple[str, int, int, int]:
-        "What a cache must agree in with the layer, lest a kernel reads past an array."
+    def _checked_params(self, dtype: np.dtype) -> dict[str, np.ndarray]:
+        "The parameters, if they still have their shapes."
+        params = {}
+        for name, (shape, _) in _score_shapes(*self._settings()).items():
+            params[name] = check_array(self.params[name], shape, dtype, name)
+        return params
+
+    def _checked_cache(self, cache: Any) -> tuple[Any, ...]:
+        "The cache, if it is of a layer with these settings."
+        if isinstance(cache, tuple) and len(cache) == 5:
+            if cache[4] == self._settings():
+                return cache
+        raise ValueError(f"cache: expected one that forward of {self!r} gave")
+
+    def _settings(self) -> tuple[str, int, int, int]:
+        "Kept in a cache too, lest a kernel reads past an array."
         return self.score, self.query_size, self.key_size, self.hidden_size
 
-    def _own(self, dtype: np.dtype) -> dict[str, np.ndarray]:
-        "The parameters, if they still have their shapes."
-        return {
-            name: check_array(self.params[name], shape, dtype, name)
-            for name, (shape, _) in _score_shapes(*self._kind()).items()
-        }
-
     def __repr__(self) -> str:
-        d = f", {self.hidden_size}" if self.score == "additive" else ""
-        return (
-            f"Attention({self.score!r}, {self.query_size}, {self.key_size}{d})"
-        )
+        settings = f"{self.score!r}, {self.query_size}, {self.key_size}"
+        if self.score == "additive":
+            settings += f", {self.hidden_size}"
+        return f"Attention({settings})"
+
+# %% ../nbs/attention.ipynb #a54766e0
+_CELLS: dict[str, Any] = {"gru": GRU, "lstm": LSTM}
 
 # %% ../nbs/attention.ipynb #4181c745
 class AttentionSeq2Seq(Composite):
-    r"""An encoder that reads in both directions, a decoder, and attention between them.
+    r"""Sequence-to-sequence model with attention after the decoder's step.
 
-    - `src_vocab`, `tgt_vocab`: numbers of tokens; 0 is padding. `embedding_dim`: of a
-      token's vector; `hidden_size`: of the decoder's state, and of the encoder's two
-      states beside each other, so an even number. `cell`: "gru" or "lstm"; `score`: as
-      for `Attention`.
-    - `params`: of `src_embedding`, `encoder`, `tgt_embedding`, `decoder`, `attention` and
-      `head` (of state and context beside each other).
-    - Where no token of a source is real, the decoder begins at 0 and its contexts are 0.
-    - Raises ValueError or TypeError on sizes below 1, an odd `hidden_size`, other cells
-      and scores.
-    - Source: Luong, Pham and Manning (2015); Bahdanau, Cho and Bengio (2015).
+    The encoder is bidirectional; its states are the memory of the attention,
+    and the decoder's state after the step is the query.
+
+    Parameters
+    ----------
+    src_vocab, tgt_vocab : int
+        Numbers of source and target tokens; token 0 is padding.
+    embedding_dim : int, default 64
+        Embedding dimension of both.
+    hidden_size : int, default 128
+        Size of the decoder's hidden state, and of the concatenated states of
+        the encoder's two directions; an even number.
+    cell : {"gru", "lstm"}, default "gru"
+        Kind of both recurrent layers.
+    score : {"dot", "general", "additive"}, default "general"
+        Score of the attention; see `Attention`.
+    rng : numpy.random.Generator or int, optional
+        Generator, or its seed, of the initial weights.
+    dtype : dtype, default float32
+        Data type of the parameters: float32 or float64.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a size is below 1, `hidden_size` is odd, or cell or score are
+        others.
+
+    Notes
+    -----
+    ``forward`` takes source tokens (B, S), target tokens (B, T) that begin
+    with the start token, and a mask (B, S) or None, True at source tokens and
+    False at padding. It returns the logits (B, tgt_vocab, T) after each
+    target token, and the cache of ``backward``. Where all of a source is
+    padding, the decoder's initial state and its contexts are 0. ``params``
+    has the parameters of ``src_embedding``, ``encoder``, ``tgt_embedding``,
+    ``decoder``, ``attention`` and ``head`` (of state and context,
+    concatenated).
+
+    References
+    ----------
+    Luong, Pham and Manning (2015); Bahdanau, Cho and Bengio (2015).
     """
 
     takes_ids = True
@@ -338,93 +395,110 @@ class AttentionSeq2Seq(Composite):
         rng: np.random.Generator | int | None = None,
         dtype: DTypeLike = np.float32,
     ):
-        if cell not in ("gru", "lstm"):
+        if cell not in _CELLS:
             raise ValueError(f"cell: expected 'gru' or 'lstm', got {cell!r}")
-        if check_count(hidden_size, "hidden_size") % 2:
-            raise ValueError(
-                f"hidden_size: expected an even number, got {hidden_size}"
-            )
-        d, h = check_count(embedding_dim, "embedding_dim"), hidden_size
-        kind = GRU if cell == "gru" else LSTM
-        own: Any = {"rng": check_rng(rng), "dtype": dtype}
+        h = check_count(hidden_size, "hidden_size")
+        if h % 2:
+            raise ValueError(f"hidden_size: expected an even number, got {h}")
+        d = check_count(embedding_dim, "embedding_dim")
         self.src_vocab = check_count(src_vocab, "src_vocab")
         self.tgt_vocab = check_count(tgt_vocab, "tgt_vocab")
+        recurrent = _CELLS[cell]
+        options: Any = {"rng": check_rng(rng), "dtype": dtype}
         super().__init__(
-            src_embedding=Embedding(src_vocab, d, 0, **own),
-            encoder=kind(d, h // 2, bidirectional=True, **own),
-            tgt_embedding=Embedding(tgt_vocab, d, 0, **own),
-            decoder=kind(d, h, **own),
-            attention=Attention(score, h, h, **own),
-            head=Linear(2 * h, tgt_vocab, **own),
+            src_embedding=Embedding(src_vocab, d, 0, **options),
+            encoder=recurrent(d, h // 2, bidirectional=True, **options),
+            tgt_embedding=Embedding(tgt_vocab, d, 0, **options),
+            decoder=recurrent(d, h, **options),
+            attention=Attention(score, h, h, **options),
+            head=Linear(2 * h, tgt_vocab, **options),
         )
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         src: np.ndarray,
-        tgt: np.ndarray,  # type: ignore[override]
+        tgt: np.ndarray,
         src_mask: np.ndarray | None = None,
     ) -> tuple[np.ndarray, Any]:
-        """Logits (m, tgt_vocab, T) after each token of `tgt`, and the cache.
-
-        - `src`: (m, S) tokens to read; `src_mask`: (m, S), True at real ones.
-        - `tgt`: (m, T), what the decoder is told to have written so far: the start first.
-        """
+        "Logits (B, tgt_vocab, T) after each token of `tgt`, and the cache."
         tgt = check_tokens(tgt, "tgt", self.tgt_vocab)
-        (memory, state, mask), read = self._read(src, src_mask)
+        (memory, state, mask), encoder_cache = self._encode(src, src_mask)
         if len(tgt) != len(memory):
             raise ValueError(
                 f"tgt: expected {len(memory)} rows, as src has, got {len(tgt)}"
             )
-        logits, _, write = self._write(tgt, memory, mask, state)
-        return logits.swapaxes(1, 2), (read, write)
+        logits, _, decoder_cache = self._decode(tgt, memory, mask, state)
+        return logits.swapaxes(1, 2), (encoder_cache, decoder_cache)
 
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        "(None, gradients by `params`): tokens have no slope."
-        (src_cache, read), write = cache
+        "None for the tokens, and the gradients with respect to `params`."
+        (embedding_cache, encoder_cache), decoder_cache = cache
         parts: Any = self.parts
-        grads: dict[str, Any] = {}
-        m, t, _ = write[-1].shape
-        check_array(grad, (m, self.tgt_vocab, t), write[-1].dtype)
+        weights = decoder_cache[-1]
+        m, t, _ = weights.shape
+        check_array(grad, (m, self.tgt_vocab, t), weights.dtype)
         grad = np.ascontiguousarray(grad.swapaxes(1, 2))
-        memory, first = self._write_back(grad, write, grads)
-        ends = memory, _each(_apart, first)
-        (x, _), grads["encoder"] = parts["encoder"].backward(ends, read)
-        _, grads["src_embedding"] = parts["src_embedding"].backward(
-            x, src_cache
-        )
+        grads: dict[str, Any] = {}
+        memory, first = self._decode_backward(grad, decoder_cache, grads)
+        by_states = memory, _each(_split_directions, first)
+        encoder = parts["encoder"].backward(by_states, encoder_cache)
+        (dx, _), grads["encoder"] = encoder
+        embedding = parts["src_embedding"].backward(dx, embedding_cache)
+        _, grads["src_embedding"] = embedding
         return None, self._join(grads)
 
     def encode(
         self, src: np.ndarray, src_mask: np.ndarray | None = None
     ) -> tuple[Any, ...]:
-        """What the decoder begins with: state, memory and mask, a row for each source.
+        """Compute the state that decoding begins with.
 
-        - `src`, `src_mask`: as for `forward`. Returns arrays (m, ...).
+        Parameters
+        ----------
+        src : ndarray, (B, S)
+            Source tokens.
+        src_mask : ndarray of bool, (B, S), optional
+            True at tokens, False at padding.
+
+        Returns
+        -------
+        tuple
+            The decoder's initial state, memory and mask: arrays (B, ...), a
+            row per source.
         """
-        (memory, state, mask), _ = self._read(src, src_mask)
-        return _each(lambda a: a[0], state), memory, mask
+        (memory, state, mask), _ = self._encode(src, src_mask)
+        return _each(_batch_first, state), memory, mask
 
     def step(
         self, tokens: np.ndarray, state: tuple[Any, ...]
     ) -> tuple[np.ndarray, tuple[Any, ...]]:
-        """Logits (m, tgt_vocab) after one more token each, and the next state.
+        """Decode one more token of each sequence.
 
-        - `tokens`: (m,), those written last; `state`: from `encode` or the step before.
+        Parameters
+        ----------
+        tokens : ndarray of int, (B,)
+            The last token of each sequence.
+        state : tuple
+            What `encode` or the step before returned.
+
+        Returns
+        -------
+        logits : ndarray, (B, tgt_vocab)
+            Logits of the next token.
+        state : tuple
+            The state for the next step.
         """
         rnn: Any = self.parts["decoder"]
         h, dtype = rnn.hidden_size, self.parts["head"].params["weight"].dtype
-        own: list[Any] = [((h,), dtype)] * (1 + isinstance(rnn, LSTM))
-        *first, memory, mask = check_state(
-            state, own + [((None, h), dtype), ((None,), bool)]
-        )
+        is_lstm = isinstance(rnn, LSTM)
+        kinds: list[Any] = [((h,), dtype)] * (2 if is_lstm else 1)
+        kinds += [((None, h), dtype), ((None,), bool)]
+        *arrays, memory, mask = check_state(state, kinds)
         tokens = check_step_tokens(tokens, len(mask), self.tgt_vocab)
-        before = (
-            tuple(a[None] for a in first) if len(first) > 1 else first[0][None]
-        )
-        logits, after, _ = self._write(tokens, memory, mask, before)
-        return logits[:, 0], (_each(lambda a: a[0], after), memory, mask)
+        before = tuple(a[None] for a in arrays) if is_lstm else arrays[0][None]
+        logits, after, _ = self._decode(tokens, memory, mask, before)
+        return logits[:, 0], (_each(_batch_first, after), memory, mask)
 
     def alignment(
         self,
@@ -432,84 +506,145 @@ class AttentionSeq2Seq(Composite):
         tgt: np.ndarray,
         src_mask: np.ndarray | None = None,
     ) -> np.ndarray:
-        "Weights (m, T, S) of the source's tokens, after each token of `tgt`."
-        return self.forward(src, tgt, src_mask)[1][1][-1]
+        """Compute the attention weights after each token of `tgt`.
+
+        Parameters
+        ----------
+        src : ndarray, (B, S)
+            Source tokens.
+        tgt : ndarray, (B, T)
+            Target tokens, the start token first.
+        src_mask : ndarray of bool, (B, S), optional
+            True at tokens, False at padding.
+
+        Returns
+        -------
+        ndarray, (B, T, S)
+            Weights of the source tokens.
+        """
+        _, (_, decoder_cache) = self.forward(src, tgt, src_mask)
+        return decoder_cache[-1]
 
     def __repr__(self) -> str:
         parts: Any = self.parts
-        e, rnn = parts["encoder"].input_size, parts["decoder"]
-        settings = f"{e}, {rnn.hidden_size}, {rnn.cell!r}, {parts['attention'].score!r}"
-        return f"{type(self).__name__}({self.src_vocab}, {self.tgt_vocab}, {settings})"
+        rnn, score = parts["decoder"], parts["attention"].score
+        sizes = f"{parts['encoder'].input_size}, {rnn.hidden_size}"
+        vocabs = f"{self.src_vocab}, {self.tgt_vocab}"
+        kind = type(self).__name__
+        return f"{kind}({vocabs}, {sizes}, {rnn.cell!r}, {score!r})"
 
-    def _read(self, src: Any, src_mask: Any) -> tuple[tuple[Any, ...], Any]:
-        "Memory (m, S, hidden_size), first state and mask, and a cache."
+    def _encode(self, src: Any, src_mask: Any) -> tuple[tuple[Any, ...], Any]:
+        "Memory (B, S, hidden_size), initial state and mask, and a cache."
         src = check_tokens(src, "src", self.src_vocab)
-        mask = (
-            None
-            if src_mask is None
-            else check_mask(src_mask, "src_mask", src.shape)
-        )
+        mask = None
+        if src_mask is not None:
+            mask = check_mask(src_mask, "src_mask", src.shape)
         parts: Any = self.parts
-        x, src_cache = parts["src_embedding"].forward(src)
+        x, embedding_cache = parts["src_embedding"].forward(src)
         (memory, last), cache = parts["encoder"].forward(x, mask=mask)
-        mask = np.ones(src.shape, bool) if mask is None else mask
-        return (memory, _each(_beside, last), mask), (src_cache, cache)
+        if mask is None:
+            mask = np.ones(src.shape, bool)
+        state = _each(_join_directions, last)
+        return (memory, state, mask), (embedding_cache, cache)
 
-    def _write(
+    def _decode(
         self, tgt: np.ndarray, memory: np.ndarray, mask: np.ndarray, state: Any
     ) -> tuple[np.ndarray, Any, Any]:
-        "Logits (m, time, tgt_vocab), the state after the last step, and a cache."
+        "Logits (B, T, tgt_vocab), the last state, and a cache."
         parts: Any = self.parts
         y, tgt_cache = parts["tgt_embedding"].forward(tgt)
-        (s, state), told = parts["decoder"].forward(y, state)
-        (c, weights), looked = parts["attention"].forward(s, memory, mask)
-        logits, answered = parts["head"].forward(
-            np.concatenate([s, c], axis=2)
-        )
-        return logits, state, (tgt_cache, told, looked, answered, weights)
+        (s, state), rnn_cache = parts["decoder"].forward(y, state)
+        attended = parts["attention"].forward(s, memory, mask)
+        (c, weights), attention_cache = attended
+        both = np.concatenate([s, c], axis=2)
+        logits, head_cache = parts["head"].forward(both)
+        cache = tgt_cache, rnn_cache, attention_cache, head_cache, weights
+        return logits, state, cache
 
-    def _write_back(
+    def _decode_backward(
         self, grad: np.ndarray, cache: Any, grads: dict[str, Any]
     ) -> tuple[np.ndarray, Any]:
-        "Gradients by the memory and the first state; those by the parts go into `grads`."
-        tgt_cache, told, looked, answered, _ = cache
+        "Gradients w.r.t. memory and initial state; those of parts in `grads`."
+        tgt_cache, rnn_cache, attention_cache, head_cache, _ = cache
         parts: Any = self.parts
-        both, grads["head"] = parts["head"].backward(grad, answered)
-        by_s, by_c = (
-            np.ascontiguousarray(g) for g in np.split(both, 2, axis=2)
-        )
-        attended = parts["attention"].backward((by_c, None), looked)
-        (more, memory), grads["attention"] = attended
-        (y, first), grads["decoder"] = parts["decoder"].backward(
-            (by_s + more, None), told
-        )
-        _, grads["tgt_embedding"] = parts["tgt_embedding"].backward(
-            y, tgt_cache
-        )
+        both, grads["head"] = parts["head"].backward(grad, head_cache)
+        ds, dc = _halves(both)
+        attention = parts["attention"].backward((dc, None), attention_cache)
+        (query, memory), grads["attention"] = attention
+        decoder = parts["decoder"].backward((ds + query, None), rnn_cache)
+        (dy, first), grads["decoder"] = decoder
+        embedding = parts["tgt_embedding"].backward(dy, tgt_cache)
+        _, grads["tgt_embedding"] = embedding
         return memory, first
 
 # %% ../nbs/attention.ipynb #3bbc0965
 def _each(f: Any, state: Any) -> Any:
-    "f of a state, or of both arrays of an LSTM's."
+    "The function f of a state, or of both arrays of an LSTM's."
     return tuple(map(f, state)) if isinstance(state, tuple) else f(state)
 
+# %% ../nbs/attention.ipynb #dfd80ed5
+def _batch_first(array: np.ndarray) -> np.ndarray:
+    "An array (1, B, n) of a state as (B, n)."
+    return array[0]
 
-def _beside(states: np.ndarray) -> np.ndarray:
-    "States (2, m, n) of two directions as those (1, m, 2 n) of one."
+# %% ../nbs/attention.ipynb #3227756a
+def _join_directions(states: np.ndarray) -> np.ndarray:
+    "States (2, B, n) of two directions as those (1, B, 2 n) of one."
     return np.concatenate(list(states), axis=1)[None]
 
-
-def _apart(states: np.ndarray) -> np.ndarray:
-    "The reverse of `_beside`."
+# %% ../nbs/attention.ipynb #aa5dd185
+def _split_directions(states: np.ndarray) -> np.ndarray:
+    "States (1, B, 2 n) of one direction as those (2, B, n) of two."
     return np.stack(np.split(states[0], 2, axis=1))
+
+# %% ../nbs/attention.ipynb #3c30de2e
+def _halves(both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Copies of the parts of concatenated states and contexts (B, T, 2 n)."
+    s, c = np.split(both, 2, axis=2)
+    return s.copy(), c.copy()
 
 # %% ../nbs/attention.ipynb #d690f6fb
 class BahdanauSeq2Seq(AttentionSeq2Seq):
-    r"""The same with the state of before: it enters the score, and the context the step.
+    r"""Sequence-to-sequence model with attention before the decoder's step.
 
-    - Each step waits for the one before, so it is slower to train. Arguments and errors as
-      for `AttentionSeq2Seq`, with another `score` where none is given.
-    - Source: Bahdanau, Cho and Bengio (2015).
+    The state before the step is the query, and the context enters the step.
+    Each step waits for the one before, so it is slower to train than
+    `AttentionSeq2Seq`.
+
+    Parameters
+    ----------
+    src_vocab, tgt_vocab : int
+        Numbers of source and target tokens; token 0 is padding.
+    embedding_dim : int, default 64
+        Embedding dimension of both.
+    hidden_size : int, default 128
+        Size of the decoder's hidden state, and of the concatenated states of
+        the encoder's two directions; an even number.
+    cell : {"gru", "lstm"}, default "gru"
+        Kind of both recurrent layers.
+    score : {"dot", "general", "additive"}, default "additive"
+        Score of the attention; see `Attention`.
+    rng : numpy.random.Generator or int, optional
+        Generator, or its seed, of the initial weights.
+    dtype : dtype, default float32
+        Data type of the parameters: float32 or float64.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a size is below 1, `hidden_size` is odd, or cell or score are
+        others.
+
+    Notes
+    -----
+    ``forward`` takes source tokens (B, S), target tokens (B, T) that begin
+    with the start token, and a mask (B, S) or None, True at source tokens and
+    False at padding. It returns the logits (B, tgt_vocab, T) after each
+    target token, and the cache of ``backward``.
+
+    References
+    ----------
+    Bahdanau, Cho and Bengio (2015).
     """
 
     def __init__(
@@ -524,88 +659,78 @@ class BahdanauSeq2Seq(AttentionSeq2Seq):
         rng: np.random.Generator | int | None = None,
         dtype: DTypeLike = np.float32,
     ):
-        rng, h = check_rng(rng), hidden_size
-        super().__init__(
-            src_vocab,
-            tgt_vocab,
-            embedding_dim,
-            h,
-            cell,
-            score,
-            rng=rng,
-            dtype=dtype,
-        )
-        kind = GRU if cell == "gru" else LSTM
-        self.parts["decoder"] = kind(
-            embedding_dim + h, h, rng=rng, dtype=dtype
-        )
+        vocabs, sizes = (src_vocab, tgt_vocab), (embedding_dim, hidden_size)
+        options: Any = {"rng": check_rng(rng), "dtype": dtype}
+        super().__init__(*vocabs, *sizes, cell, score, **options)
+        input_size = embedding_dim + hidden_size
+        decoder = _CELLS[cell](input_size, hidden_size, **options)
+        self.parts["decoder"] = decoder
 
-    def _write(
+    def _decode(
         self, tgt: np.ndarray, memory: np.ndarray, mask: np.ndarray, state: Any
     ) -> tuple[np.ndarray, Any, Any]:
+        "Logits (B, T, tgt_vocab), the last state, and a cache."
         parts: Any = self.parts
         y, tgt_cache = parts["tgt_embedding"].forward(tgt)
-        told, looked, seen, outputs = [], [], [], []
+        outputs, weights, caches = [], [], []
         for t in range(y.shape[1]):
-            query = (state[0] if isinstance(state, tuple) else state).swapaxes(
-                0, 1
-            )
-            (c, weights), cache = parts["attention"].forward(
-                query, memory, mask
-            )
-            looked.append(cache)
-            seen.append(weights)
+            hidden = state[0] if isinstance(state, tuple) else state
+            query = hidden.swapaxes(0, 1)
+            attended = parts["attention"].forward(query, memory, mask)
+            (c, alpha), attention_cache = attended
             x = np.concatenate([y[:, t : t + 1], c], axis=2)
-            (s, state), cache = parts["decoder"].forward(x, state)
-            told.append(cache)
+            (s, state), rnn_cache = parts["decoder"].forward(x, state)
             outputs.append(np.concatenate([s, c], axis=2))
-        logits, answered = parts["head"].forward(
-            np.concatenate(outputs, axis=1)
-        )
-        alignment = np.concatenate(seen, axis=1)
-        return logits, state, (tgt_cache, told, looked, answered, alignment)
+            weights.append(alpha)
+            caches.append((rnn_cache, attention_cache))
+        both = np.concatenate(outputs, axis=1)
+        logits, head_cache = parts["head"].forward(both)
+        alignment = np.concatenate(weights, axis=1)
+        return logits, state, (tgt_cache, caches, head_cache, alignment)
 
-    def _write_back(
+    def _decode_backward(
         self, grad: np.ndarray, cache: Any, grads: dict[str, Any]
     ) -> tuple[np.ndarray, Any]:
-        tgt_cache, told, looked, answered, _ = cache
+        "Gradients w.r.t. memory and initial state; those of parts in `grads`."
+        tgt_cache, caches, head_cache, _ = cache
         parts: Any = self.parts
-        both, grads["head"] = parts["head"].backward(grad, answered)
-        h, by_y, first, by_memory = (
-            both.shape[2] // 2,
-            [],
-            None,
-            np.zeros(1, grad.dtype),
-        )
-        for t in range(len(told))[::-1]:
-            by_s, by_c = (
-                g.copy() for g in np.split(both[:, t : t + 1], 2, axis=2)
+        both, grads["head"] = parts["head"].backward(grad, head_cache)
+        h = both.shape[2] // 2
+        first, by_y = None, []
+        by_memory = np.zeros(1, grad.dtype)
+        for t in reversed(range(len(caches))):
+            rnn_cache, attention_cache = caches[t]
+            ds, dc = _halves(both[:, t : t + 1])
+            decoder = parts["decoder"].backward((ds, first), rnn_cache)
+            (dx, first), rnn_grads = decoder
+            by_y.append(dx[:, :, :-h])
+            dc += dx[:, :, -h:]
+            attention = parts["attention"].backward(
+                (dc, None), attention_cache
             )
-            (x, first), dw = parts["decoder"].backward((by_s, first), told[t])
-            _add(grads, "decoder", dw)
-            by_c += x[:, :, -h:]
-            (query, memory), dw = parts["attention"].backward(
-                (by_c, None), looked[t]
-            )
-            _add(grads, "attention", dw)
-            by_memory, query = by_memory + memory, query.swapaxes(0, 1)
-            lstm = isinstance(first, tuple)
-            first = (first[0] + query, first[1]) if lstm else first + query
-            by_y.append(x[:, :, :-h])
-        y = np.concatenate(by_y[::-1], axis=1)
-        _, grads["tgt_embedding"] = parts["tgt_embedding"].backward(
-            y, tgt_cache
-        )
+            (query, memory), attention_grads = attention
+            by_memory = by_memory + memory
+            first = _add_hidden(first, query.swapaxes(0, 1))
+            _accumulate(grads, "decoder", rnn_grads)
+            _accumulate(grads, "attention", attention_grads)
+        dy = np.concatenate(by_y[::-1], axis=1)
+        embedding = parts["tgt_embedding"].backward(dy, tgt_cache)
+        _, grads["tgt_embedding"] = embedding
         return by_memory, first
 
 # %% ../nbs/attention.ipynb #47f1f38f
-def _add(
-    grads: dict[str, Any], part: str, more: dict[str, np.ndarray]
+def _add_hidden(state: Any, hidden: np.ndarray) -> Any:
+    "A state with `hidden` added to its hidden state."
+    if isinstance(state, tuple):
+        return state[0] + hidden, state[1]
+    return state + hidden
+
+# %% ../nbs/attention.ipynb #9d3bd5a8
+def _accumulate(
+    grads: dict[str, Any], part: str, step: dict[str, np.ndarray]
 ) -> None:
     "Add the gradients of one step to those of `part`."
-    old = grads.get(part)
-    grads[part] = (
-        more
-        if old is None
-        else {name: old[name] + more[name] for name in more}
-    )
+    if part in grads:
+        total = grads[part]
+        step = {name: total[name] + step[name] for name in step}
+    grads[part] = step

@@ -10,19 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dlnotes.core.arguments import (
-    check_array,
-    check_count,
-    check_flag,
-    check_mask,
-)
-from dlnotes.core.arguments import (
-    check_real,
-    check_rng,
-    check_state,
-    check_step_tokens,
-)
-from .core.arguments import check_tokens
+from .core.arguments import check_array, check_count, check_flag
+from .core.arguments import check_mask, check_real, check_rng
+from .core.arguments import check_state, check_step_tokens, check_tokens
 from .core.execution import compiled
 from .core.layers import Composite
 from .lstm import GRU, LSTM
@@ -35,7 +25,7 @@ __all__ = ['Encoder', 'Decoder', 'Seq2Seq', 'greedy_step_kernel', 'greedy_decode
 # %% ../nbs/encoder_decoder.ipynb #43b24789
 _CELLS: dict[str, Any] = {"gru": GRU, "lstm": LSTM}
 
-
+# %% ../nbs/encoder_decoder.ipynb #7d404ba9
 def _recurrent(cell: str, *sizes: int, **options: Any) -> Any:
     "A GRU or an LSTM, by its name."
     if cell not in _CELLS:
@@ -43,24 +33,48 @@ def _recurrent(cell: str, *sizes: int, **options: Any) -> Any:
     return _CELLS[cell](*sizes, **options)
 
 # %% ../nbs/encoder_decoder.ipynb #b174ded4
-def _hidden(state: Any) -> np.ndarray:
+def _hidden_state(state: Any) -> np.ndarray:
     "The hidden state, without the cell state that an LSTM has beside it."
     return state[0] if isinstance(state, tuple) else state
 
-
-def _state(rnn: Any, hidden: np.ndarray) -> Any:
+# %% ../nbs/encoder_decoder.ipynb #6744913d
+def _recurrent_state(rnn: Any, hidden: np.ndarray) -> Any:
     "A state with that hidden state; an LSTM's cell state is 0."
     return (hidden, np.zeros_like(hidden)) if isinstance(rnn, LSTM) else hidden
 
 # %% ../nbs/encoder_decoder.ipynb #d4ad282a
 class Encoder(Composite):
-    """Reads tokens, and gives its last hidden state as the context.
+    """Encode a source sequence into a context, the last hidden state.
 
-    - `vocab`: number of tokens, 0 being padding; `cell`: "gru" or "lstm".
-    - `bidirectional`: whether it also reads from the end; the context is then both last
-      states beside each other.
-    - `rng`: a Generator or a seed for the first weights; `dtype`: float32 or float64.
-    - `params`: of `embedding` and `rnn`. Raises ValueError or TypeError on other settings.
+    Parameters
+    ----------
+    vocab : int
+        Number of tokens; token 0 is padding.
+    embedding_dim : int
+        Embedding dimension.
+    hidden_size : int
+        Size of the hidden state in each direction.
+    cell : {"gru", "lstm"}, default "gru"
+        Kind of the recurrent layer.
+    bidirectional : bool, default False
+        Whether a second direction reads from the end; the context then
+        concatenates the last states of both.
+    rng : numpy.random.Generator or int, optional
+        Generator, or its seed, of the initial weights.
+    dtype : dtype, default float32
+        Data type of the parameters: float32 or float64.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a setting or an array does not fit.
+
+    Notes
+    -----
+    ``forward`` takes tokens (B, S) and a mask (B, S) or None, True at tokens
+    and False at padding; it returns the context (B, D * hidden_size), with D
+    directions, and the cache of ``backward``. ``params`` has the parameters
+    of ``embedding`` and ``rnn``.
     """
 
     takes_ids = True
@@ -76,52 +90,74 @@ class Encoder(Composite):
         rng: np.random.Generator | int | None = None,
         dtype: DTypeLike = np.float32,
     ):
-        own: dict[str, Any] = {"rng": check_rng(rng), "dtype": dtype}
-        super().__init__(
-            embedding=Embedding(vocab, embedding_dim, 0, **own),
-            rnn=_recurrent(
-                cell,
-                embedding_dim,
-                hidden_size,
-                bidirectional=bidirectional,
-                **own,
-            ),
-        )
+        options: dict[str, Any] = {"rng": check_rng(rng), "dtype": dtype}
+        embedding = Embedding(vocab, embedding_dim, 0, **options)
+        options["bidirectional"] = bidirectional
+        rnn = _recurrent(cell, embedding_dim, hidden_size, **options)
+        super().__init__(embedding=embedding, rnn=rnn)
 
-    def forward(
-        self,
-        src: np.ndarray,
-        mask: Any = None,  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, src: np.ndarray, mask: Any = None
     ) -> tuple[np.ndarray, Any]:
-        "The context (m, D hidden_size) of `src` (m, S), and the cache."
-        x, embedded = self.parts["embedding"].forward(src)
+        "The context (B, D * hidden_size) of `src` (B, S), and the cache."
+        x, embedding_cache = self.parts["embedding"].forward(src)
         rnn: Any = self.parts["rnn"]
-        (_, last), cache = rnn.forward(x, mask=mask)
-        return np.hstack(list(_hidden(last))), (embedded, cache)
+        (_, last), rnn_cache = rnn.forward(x, mask=mask)
+        context = np.hstack(list(_hidden_state(last)))
+        return context, (embedding_cache, rnn_cache)
 
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
+        "None for the tokens, and the gradients with respect to `params`."
+        embedding_cache, rnn_cache = cache
         rnn: Any = self.parts["rnn"]
+        directions = grad.shape[1] // rnn.hidden_size
+        last = np.stack(np.split(grad, directions, axis=1))
+        grad_rnn = None, _recurrent_state(rnn, last)
         grads = {}
-        last = np.stack(
-            np.split(grad, grad.shape[1] // rnn.hidden_size, axis=1)
-        )
-        (dx, _), grads["rnn"] = rnn.backward(
-            (None, _state(rnn, last)), cache[1]
-        )
-        _, grads["embedding"] = self.parts["embedding"].backward(dx, cache[0])
+        (dx, _), grads["rnn"] = rnn.backward(grad_rnn, rnn_cache)
+        embedding = self.parts["embedding"]
+        _, grads["embedding"] = embedding.backward(dx, embedding_cache)
         return None, self._join(grads)
 
 # %% ../nbs/encoder_decoder.ipynb #739a6c59
 class Decoder(Composite):
-    r"""Writes tokens: $\mathbf{s}_t = f(y_{t-1}, \mathbf{s}_{t-1}, \mathbf{c})$.
+    r"""Predict the next token from those before it and a context.
 
-    - `vocab`: number of tokens, 0 being padding; `context_size`: that of $\mathbf{c}$.
-    - `params`: of `bridge` (from the context to the first state), `embedding`, `rnn` (of
-      embedding and context beside each other) and `head` (from the state to logits).
-    - `rng`: a Generator or a seed for the first weights; `dtype`: float32 or float64.
-    - Raises ValueError or TypeError on settings and arrays that do not fit.
+    The state is $\mathbf{s}_t = f(y_{t-1}, \mathbf{s}_{t-1}, \mathbf{c})$.
+
+    Parameters
+    ----------
+    vocab : int
+        Number of tokens; token 0 is padding.
+    embedding_dim : int
+        Embedding dimension.
+    hidden_size : int
+        Size of the hidden state.
+    context_size : int
+        Size of the context $\mathbf{c}$.
+    cell : {"gru", "lstm"}, default "gru"
+        Kind of the recurrent layer.
+    rng : numpy.random.Generator or int, optional
+        Generator, or its seed, of the initial weights.
+    dtype : dtype, default float32
+        Data type of the parameters: float32 or float64.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a setting or an array does not fit.
+
+    Notes
+    -----
+    ``forward`` takes tokens (B, T), the context (B, context_size) and
+    optionally the state to begin with, through which no gradient flows; by
+    default that is ``first(context)``. It returns the logits (B, T, vocab)
+    and the last state, and the cache of ``backward``. ``params`` has the
+    parameters of ``bridge`` (from the context to the initial state),
+    ``embedding``, ``rnn`` (of embedding and context, concatenated) and
+    ``head`` (from the state to logits).
     """
 
     takes_ids = True
@@ -137,81 +173,124 @@ class Decoder(Composite):
         rng: np.random.Generator | int | None = None,
         dtype: DTypeLike = np.float32,
     ):
-        own: dict[str, Any] = {"rng": check_rng(rng), "dtype": dtype}
+        options: dict[str, Any] = {"rng": check_rng(rng), "dtype": dtype}
+        bridge = Linear(context_size, hidden_size, **options)
+        embedding = Embedding(vocab, embedding_dim, 0, **options)
+        input_size = embedding_dim + context_size
+        rnn = _recurrent(cell, input_size, hidden_size, **options)
+        head = Linear(hidden_size, vocab, **options)
         super().__init__(
-            bridge=Linear(context_size, hidden_size, **own),
-            embedding=Embedding(vocab, embedding_dim, 0, **own),
-            rnn=_recurrent(
-                cell, embedding_dim + context_size, hidden_size, **own
-            ),
-            head=Linear(hidden_size, vocab, **own),
+            bridge=bridge, embedding=embedding, rnn=rnn, head=head
         )
 
     def first(self, context: np.ndarray) -> tuple[Any, Any]:
-        "The state before the first step, as the recurrent layer has it, and a cache."
-        z, cache = self.parts["bridge"].forward(context)
-        s = np.tanh(z)
-        return _state(self.parts["rnn"], s[None]), (s, cache)
+        """Compute the initial state from the context.
 
-    def forward(
-        self,
-        tgt: np.ndarray,
-        context: np.ndarray,  # type: ignore[override]
-        state: Any = None,
-    ) -> tuple[tuple[np.ndarray, Any], Any]:
-        """((logits (m, T, vocab), last state), cache) of `tgt` (m, T), `context` (m, .).
+        Parameters
+        ----------
+        context : ndarray, (B, context_size)
+            Context of each source.
 
-        - `state`: the one to begin from, without a way back; None: `first(context)`.
+        Returns
+        -------
+        state : ndarray, (1, B, hidden_size), or a pair of them
+            As the recurrent layer takes it; an LSTM's cell state is 0.
+        cache : tuple
+            What the backward pass needs.
         """
-        y, embedded = self.parts["embedding"].forward(tgt)
+        z, bridge_cache = self.parts["bridge"].forward(context)
+        s = np.tanh(z)
+        state = _recurrent_state(self.parts["rnn"], s[None])
+        return state, (s, bridge_cache)
+
+    def forward(  # type: ignore[override]
+        self, tgt: np.ndarray, context: np.ndarray, state: Any = None
+    ) -> tuple[tuple[np.ndarray, Any], Any]:
+        "((logits (B, T, vocab), last state), cache) of tokens (B, T)."
+        y, embedding_cache = self.parts["embedding"].forward(tgt)
         if y.ndim != 3:
             raise ValueError(
-                f"tgt: expected shape (m, T), got {embedded.shape}"
+                f"tgt: expected shape (m, T), got {np.shape(tgt)}"
             )
-        size = self.parts["bridge"].params["weight"].shape[1]
-        check_array(context, (len(y), size), y.dtype, "context")
-        state, begun = self.first(context) if state is None else (state, None)
-        every = np.repeat(context[:, None], y.shape[1], axis=1)
+        context_size = self.parts["bridge"].params["weight"].shape[1]
+        check_array(context, (len(y), context_size), y.dtype, "context")
+        first_cache = None
+        if state is None:
+            state, first_cache = self.first(context)
+        contexts = np.repeat(context[:, None], y.shape[1], axis=1)
+        x = np.concatenate([y, contexts], axis=2)
         rnn: Any = self.parts["rnn"]
-        (s, last), cache = rnn.forward(
-            np.concatenate([y, every], axis=2), state
-        )
-        logits, head = self.parts["head"].forward(s)
-        return (logits, last), (embedded, begun, cache, head)
+        (s, last), rnn_cache = rnn.forward(x, state)
+        logits, head_cache = self.parts["head"].forward(s)
+        cache = embedding_cache, first_cache, rnn_cache, head_cache
+        return (logits, last), cache
 
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        "The gradients by the context and by `params`, from that by the logits."
-        parts: dict[str, Any] = self.parts  # type: ignore[assignment]
-        if cache[1] is None:
+        "Gradients with respect to the context (B, context_size) and `params`."
+        embedding_cache, first_cache, rnn_cache, head_cache = cache
+        if first_cache is None:
             raise ValueError(
-                "cache: expected one of forward without a state, which it computes "
-                "from the context"
+                "cache: expected one of forward without a state, which it "
+                "computes from the context"
             )
-        (embedded, (s, begun), cache, head), grads = cache, {}
-        ds, grads["head"] = parts["head"].backward(grad, head)
-        (dx, first), grads["rnn"] = parts["rnn"].backward((ds, None), cache)
-        width = parts["embedding"].params["weight"].shape[1]
-        _, grads["embedding"] = parts["embedding"].backward(
-            np.ascontiguousarray(dx[:, :, :width]), embedded
+        parts: Any = self.parts
+        grads = {}
+        ds, grads["head"] = parts["head"].backward(grad, head_cache)
+        (dx, first), grads["rnn"] = parts["rnn"].backward(
+            (ds, None), rnn_cache
         )
-        dz = _hidden(first)[0] * (1 - s**2)
-        dc, grads["bridge"] = parts["bridge"].backward(dz, begun)
+        width = parts["embedding"].params["weight"].shape[1]
+        dy = np.ascontiguousarray(dx[:, :, :width])
+        _, grads["embedding"] = parts["embedding"].backward(
+            dy, embedding_cache
+        )
+        s, bridge_cache = first_cache
+        dz = _hidden_state(first)[0] * (1 - s**2)
+        dc, grads["bridge"] = parts["bridge"].backward(dz, bridge_cache)
         return dc + dx[:, :, width:].sum(axis=1), self._join(grads)
 
 # %% ../nbs/encoder_decoder.ipynb #7a2ef33c
 class Seq2Seq(Composite):
-    """An `Encoder`, a context of fixed size, and a `Decoder` that sees it at every step.
+    """Sequence-to-sequence model with a context of fixed size.
 
-    - `src_vocab`, `tgt_vocab`: numbers of tokens, 0 being padding.
-    - `embedding_dim`: of a token's vector; `hidden_size`: of the decoder's state, and of
-      the encoder's in each direction; `cell`: "gru" or "lstm", of both.
-    - `bidirectional`: whether the encoder also reads from the end.
-    - `rng`: a Generator or a seed for the first weights; `dtype`: float32 or float64.
-    - A source whose mask is False throughout has a context of zeros.
-    - Raises ValueError or TypeError on settings, tokens and masks that do not fit.
-    - Source: Cho et al. (2014); Sutskever, Vinyals and Le (2014).
+    An `Encoder` computes the context, and a `Decoder` takes it at every step.
+
+    Parameters
+    ----------
+    src_vocab, tgt_vocab : int
+        Numbers of source and target tokens; token 0 is padding.
+    embedding_dim : int, default 64
+        Embedding dimension of both.
+    hidden_size : int, default 128
+        Size of the decoder's hidden state, and of the encoder's in each
+        direction.
+    cell : {"gru", "lstm"}, default "gru"
+        Kind of both recurrent layers.
+    bidirectional : bool, default False
+        Whether the encoder also reads from the end.
+    rng : numpy.random.Generator or int, optional
+        Generator, or its seed, of the initial weights.
+    dtype : dtype, default float32
+        Data type of the parameters: float32 or float64.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a setting, tokens or a mask do not fit.
+
+    Notes
+    -----
+    ``forward`` takes source tokens (B, S), target tokens (B, T) that begin
+    with the start token, and a mask (B, S) or None, True at source tokens and
+    False at padding. It returns the logits (B, tgt_vocab, T) after each
+    target token, and the cache of ``backward``. A source whose mask is False
+    throughout has a context of zeros.
+
+    References
+    ----------
+    Cho et al. (2014); Sutskever, Vinyals and Le (2014).
     """
 
     takes_ids = True
@@ -228,126 +307,149 @@ class Seq2Seq(Composite):
         rng: np.random.Generator | int | None = None,
         dtype: DTypeLike = np.float32,
     ):
-        own: dict[str, Any] = {"rng": check_rng(rng), "dtype": dtype}
-        self.src_vocab, self.tgt_vocab = (
-            check_count(src_vocab, "src_vocab"),
-            check_count(tgt_vocab, "tgt_vocab"),
-        )
+        options: dict[str, Any] = {"rng": check_rng(rng), "dtype": dtype}
+        self.src_vocab = check_count(src_vocab, "src_vocab")
+        self.tgt_vocab = check_count(tgt_vocab, "tgt_vocab")
+        sizes = embedding_dim, hidden_size
         self.encoder = Encoder(
-            src_vocab, embedding_dim, hidden_size, cell, bidirectional, **own
+            src_vocab, *sizes, cell, bidirectional, **options
         )
+        context_size = hidden_size * (2 if bidirectional else 1)
         self.decoder = Decoder(
-            tgt_vocab,
-            embedding_dim,
-            hidden_size,
-            hidden_size * (1 + bidirectional),
-            cell,
-            **own,
+            tgt_vocab, *sizes, context_size, cell, **options
         )
         super().__init__(encoder=self.encoder, decoder=self.decoder)
 
-    def forward(
-        self,
-        src: np.ndarray,
-        tgt: np.ndarray,  # type: ignore[override]
-        src_mask: Any = None,
+    def forward(  # type: ignore[override]
+        self, src: np.ndarray, tgt: np.ndarray, src_mask: Any = None
     ) -> tuple[np.ndarray, Any]:
-        """Logits (m, tgt_vocab, T) after each token of `tgt`, and the cache.
-
-        - `src`: (m, S) tokens to read; `src_mask`: (m, S), True at real ones.
-        - `tgt`: (m, T), what was written so far: the start token first.
-        """
+        "Logits (B, tgt_vocab, T) after each token of `tgt`, and the cache."
         src = check_tokens(src, "src", self.src_vocab)
         tgt = check_tokens(tgt, "tgt", self.tgt_vocab)
         if len(tgt) != len(src):
             raise ValueError(
                 f"tgt: expected {len(src)} rows, as src has, got {len(tgt)}"
             )
-        context, read = self.encoder.forward(src, self._mask(src_mask, src))
-        (logits, _), written = self.decoder.forward(tgt, context)
-        return logits.transpose(0, 2, 1), (read, written, logits.shape)
+        mask = _source_mask(src_mask, src)
+        context, encoder_cache = self.encoder.forward(src, mask)
+        (logits, _), decoder_cache = self.decoder.forward(tgt, context)
+        cache = encoder_cache, decoder_cache, logits.shape
+        return logits.transpose(0, 2, 1), cache
 
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        "(None, the gradients by `params`): tokens have no slope."
-        read, written, (m, t, v) = cache
+        "None for the tokens, and the gradients with respect to `params`."
+        encoder_cache, decoder_cache, (m, t, v) = cache
         check_array(grad, (m, v, t), self.params["decoder.head.weight"].dtype)
         grad = np.ascontiguousarray(grad.transpose(0, 2, 1))
-        context, by_decoder = self.decoder.backward(grad, written)
-        _, by_encoder = self.encoder.backward(context, read)
-        return None, self._join({"encoder": by_encoder, "decoder": by_decoder})
-
-    def _mask(self, src_mask: Any, src: np.ndarray) -> np.ndarray | None:
-        return (
-            None
-            if src_mask is None
-            else check_mask(src_mask, "src_mask", src.shape)
-        )
+        grads = {}
+        dc, decoder_grads = self.decoder.backward(grad, decoder_cache)
+        _, grads["encoder"] = self.encoder.backward(dc, encoder_cache)
+        grads["decoder"] = decoder_grads
+        return None, self._join(grads)
 
     def encode(
         self, src: np.ndarray, src_mask: Any = None
     ) -> tuple[np.ndarray, ...]:
-        """What the decoder begins with: the context and its first state.
+        """Compute the state that decoding begins with.
 
-        - `src`, `src_mask`: as for `forward`. Returns arrays (m, ...), a row a source.
+        Parameters
+        ----------
+        src : ndarray, (B, S)
+            Source tokens.
+        src_mask : ndarray of bool, (B, S), optional
+            True at tokens, False at padding.
+
+        Returns
+        -------
+        tuple of ndarray, (B, ...)
+            The context and the decoder's initial state, a row per source.
         """
         src = check_tokens(src, "src", self.src_vocab)
-        context = self.encoder(src, self._mask(src_mask, src))
-        return context, *_by_row(self.decoder.first(context)[0])
+        context = self.encoder(src, _source_mask(src_mask, src))
+        state, _ = self.decoder.first(context)
+        return context, *_batch_first(state)
 
     def step(
         self, tokens: np.ndarray, state: tuple[np.ndarray, ...]
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Logits (m, tgt_vocab) after one more token each, and the next state.
+        """Decode one more token of each sequence.
 
-        - `tokens`: (m,), those written last; `state`: from `encode` or the step before.
+        Parameters
+        ----------
+        tokens : ndarray of int, (B,)
+            The last token of each sequence.
+        state : tuple of ndarray
+            What `encode` or the step before returned.
+
+        Returns
+        -------
+        logits : ndarray, (B, tgt_vocab)
+            Logits of the next token.
+        state : tuple of ndarray
+            The state for the next step.
         """
-        rnn: Any = self.decoder.parts["rnn"]
         weight = self.decoder.parts["bridge"].params["weight"]
-        kinds: list[Any] = [((n,), weight.dtype) for n in weight.shape[::-1]]
-        context, *own = check_state(
-            state, kinds + kinds[1:] * isinstance(rnn, LSTM)
-        )
+        hidden_size, context_size = weight.shape
+        hidden: Any = (hidden_size,), weight.dtype
+        expected: list[Any] = [((context_size,), weight.dtype), hidden]
+        if isinstance(self.decoder.parts["rnn"], LSTM):
+            expected.append(hidden)  # the cell state
+        context, *arrays = check_state(state, expected)
         tokens = check_step_tokens(tokens, len(context), self.tgt_vocab)
-        before = tuple(a[None] for a in own)
-        logits, last = self.decoder(
-            tokens, context, before if len(before) > 1 else before[0]
-        )
-        return logits[:, 0], (context, *_by_row(last))
+        before = _layer_first(arrays)
+        logits, after = self.decoder(tokens, context, before)
+        return logits[:, 0], (context, *_batch_first(after))
 
     def __repr__(self) -> str:
         rnn: Any = self.encoder.parts["rnn"]
-        d = f"{rnn.input_size}, {rnn.hidden_size}, {rnn.cell!r}"
-        both = ", bidirectional=True" * rnn.bidirectional
-        return f"Seq2Seq({self.src_vocab}, {self.tgt_vocab}, {d}{both})"
+        settings = f"{rnn.input_size}, {rnn.hidden_size}, {rnn.cell!r}"
+        if rnn.bidirectional:
+            settings += ", bidirectional=True"
+        return f"Seq2Seq({self.src_vocab}, {self.tgt_vocab}, {settings})"
 
 # %% ../nbs/encoder_decoder.ipynb #efa990d6
-def _by_row(state: Any) -> tuple[np.ndarray, ...]:
-    "The arrays of a recurrent layer's state, a row for each example."
-    return tuple(
-        a[0] for a in (state if isinstance(state, tuple) else (state,))
-    )
+def _source_mask(src_mask: Any, src: np.ndarray) -> np.ndarray | None:
+    "The mask (B, S) of the source tokens, checked, or None."
+    if src_mask is None:
+        return None
+    return check_mask(src_mask, "src_mask", src.shape)
+
+# %% ../nbs/encoder_decoder.ipynb #4704345d
+def _batch_first(state: Any) -> tuple[np.ndarray, ...]:
+    "The arrays (B, n) of a recurrent layer's state, which has them (1, B, n)."
+    arrays = state if isinstance(state, tuple) else (state,)
+    return tuple(a[0] for a in arrays)
+
+# %% ../nbs/encoder_decoder.ipynb #3e1d8843
+def _layer_first(arrays: list[np.ndarray]) -> Any:
+    "A recurrent layer's state from its arrays (B, n)."
+    state = tuple(a[None] for a in arrays)
+    return state if len(state) > 1 else state[0]
 
 # %% ../nbs/encoder_decoder.ipynb #b3d94f26
-def _logits(logits: np.ndarray) -> np.ndarray:
-    "Logits (m, vocab), if all are numbers or -inf."
+def _check_logits(logits: np.ndarray) -> np.ndarray:
+    "Logits (B, vocab), if all are numbers or -inf."
     if not (logits < np.inf).all():
         raise ValueError(
             "logits: expected finite numbers or -inf, got NaN or infinity"
         )
     return logits
 
+# %% ../nbs/encoder_decoder.ipynb #3b434956
+_LOWEST_LOGIT = -1e300  # stands for -inf, with which log_softmax gives NaN
 
-def _log_p(logits: np.ndarray) -> np.ndarray:
-    "Logarithms of the probabilities in float64, -inf where the logit is."
-    finite = np.maximum(logits, -1e300, dtype=np.float64)
+# %% ../nbs/encoder_decoder.ipynb #dd600490
+def _log_probabilities(logits: np.ndarray) -> np.ndarray:
+    "Log-probabilities in float64, -inf where the logit is."
+    finite = np.maximum(logits, _LOWEST_LOGIT, dtype=np.float64)
     return np.where(logits == -np.inf, -np.inf, log_softmax(finite))
 
 # %% ../nbs/encoder_decoder.ipynb #9939c4fe
 @compiled()
 def greedy_step_kernel(logits, end, done, tokens, written):
-    "The likeliest token of each row of logits (m, vocab), and what is written; sets done (m,)."
+    "Writes the likeliest tokens (m,) of logits (m, vocab); sets done (m,)."
     for i in range(len(logits)):
         tokens[i] = 0
         for k in range(1, logits.shape[1]):
@@ -366,132 +468,157 @@ def greedy_decode(
     start: int = 1,
     end: int = 2,
 ) -> np.ndarray:
-    """The answers of `model` when it writes what is likeliest at each step.
+    """Decode greedily: take the likeliest token at each step.
 
-    - Call `model.eval()` first: a new model is in training mode, also after `load`.
-    - `model`: has `encode(src, src_mask) -> state` and `step(tokens, state) -> (logits,
-      state)`; `src`: (m, S) tokens; `src_mask`: (m, S), True at real ones.
-    - `max_length`: where writing ends anyhow; `start`, `end`: the tokens at both ends.
-    - Returns (m, L) int64, with `end` where it was reached, and 0 after it.
-    - A logit of -inf forbids a token; where all are forbidden, 0 is written.
-    - Raises as the model does, ValueError on logits of NaN or infinity, and ValueError or
-      TypeError on other numbers.
+    Call ``model.eval()`` first: a new model is in training mode, also after
+    ``load``.
+
+    Parameters
+    ----------
+    model : object
+        Has ``encode(src, src_mask) -> state`` and
+        ``step(tokens, state) -> (logits, state)``.
+    src : ndarray, (B, S)
+        Source tokens.
+    src_mask : ndarray of bool, (B, S), optional
+        True at tokens, False at padding.
+    max_length : int, default 64
+        Largest number of tokens of an output.
+    start, end : int, default 1 and 2
+        The start token and the end token.
+
+    Returns
+    -------
+    ndarray of int64, (B, L)
+        The outputs, each with `end` where it was reached, and 0 after it. A
+        logit of -inf forbids a token; where all are forbidden, it is 0.
+
+    Raises
+    ------
+    ValueError
+        If logits are NaN or infinity, or a number is out of its range.
+    TypeError
+        If a number is none; and what the model raises.
     """
-    start, end = check_count(start, "start", 0), check_count(end, "end", 0)
-    steps, state = (
-        check_count(max_length, "max_length"),
-        model.encode(src, src_mask),
-    )
-    tokens, done = np.full(len(src), start), np.zeros(len(src), bool)
-    written: list[np.ndarray] = []
-    while len(written) < steps and not done.all():
+    start = check_count(start, "start", 0)
+    end = check_count(end, "end", 0)
+    max_length = check_count(max_length, "max_length")
+    state = model.encode(src, src_mask)
+    tokens = np.full(len(src), start)
+    done = np.zeros(len(src), bool)
+    outputs: list[np.ndarray] = []
+    for _ in range(max_length):
+        if done.all():
+            break
         logits, state = model.step(tokens, state)
-        written.append(np.empty(len(src), np.int64))
-        greedy_step_kernel(_logits(logits), end, done, tokens, written[-1])
-    return np.stack(written, axis=1)
+        outputs.append(np.empty(len(src), np.int64))
+        logits = _check_logits(logits)
+        greedy_step_kernel(logits, end, done, tokens, outputs[-1])
+    return np.stack(outputs, axis=1)
 
 # %% ../nbs/encoder_decoder.ipynb #8ef4ede3
 def _rows(state: Any, rows: np.ndarray) -> Any:
-    "Those rows of all arrays in a state, which is an array or a tuple of states."
-    return (
-        tuple(_rows(a, rows) for a in state)
-        if isinstance(state, tuple)
-        else state[rows]
-    )
+    "Those rows of the arrays in a state: an array, or a tuple of states."
+    if isinstance(state, tuple):
+        return tuple(_rows(part, rows) for part in state)
+    return state[rows]
 
 # %% ../nbs/encoder_decoder.ipynb #4da3da21
 @compiled()
 def top_kernel(rows, best):
-    "The places best (n, k) of the k largest entries of each row, from the largest down."
+    "Places best (n, k) of each row's k largest entries, in falling order."
     n, k = best.shape
     for i in range(n):
         for j in range(rows.shape[1]):
-            at = min(j, k)  # so many have been kept
-            while at > 0 and rows[i, j] > rows[i, best[i, at - 1]]:
-                if at < k:
-                    best[i, at] = best[i, at - 1]
-                at -= 1
-            if at < k:
-                best[i, at] = j
+            place = min(j, k)  # so many have been kept
+            while place > 0 and rows[i, j] > rows[i, best[i, place - 1]]:
+                if place < k:
+                    best[i, place] = best[i, place - 1]
+                place -= 1
+            if place < k:
+                best[i, place] = j
 
 # %% ../nbs/encoder_decoder.ipynb #cc910028
 class _Beams:
     "The hypotheses of a beam search, `size` for each of `n` sources."
 
     def __init__(
-        self, n: int, size: int, most: int, alpha: float, early: bool
+        self,
+        n: int,
+        size: int,
+        max_length: int,
+        length_penalty: float,
+        early_stopping: bool,
     ):
-        self.size, self.most, self.alpha, self.early = size, most, alpha, early
+        self.size, self.max_length = size, max_length
+        self.length_penalty = length_penalty
+        self.early_stopping = early_stopping
         self.scores = np.full((n, size), -np.inf)  # log-probabilities
         self.scores[:, 0] = 0  # at first there is but one
         self.written = np.zeros((n, size, 0), np.int64)
-        self.best, self.finished = np.full(n, -np.inf), np.zeros(n, np.int64)
+        self.best = np.full(n, -np.inf)  # penalized, of `outputs`
+        self.finished = np.zeros(n, np.int64)
         self.outputs: list[list[int]] = [[] for _ in range(n)]
 
+    def penalized(self, score: Any, length: int) -> Any:
+        "The scores by which outputs of that length are compared."
+        return score / length**self.length_penalty
+
     def over(self) -> np.ndarray:
-        "Which sources have none left that could still be best, or, if early, `size` finished."
-        hope = self.scores.max(axis=1) / self.most**self.alpha
-        return (hope <= self.best) | (
-            self.early & (self.finished >= self.size)
-        )
+        "Whether no hypothesis of a source can become its output any more."
+        hope = self.penalized(self.scores.max(axis=1), self.max_length)
+        over = hope <= self.best
+        if self.early_stopping:
+            over |= self.finished >= self.size
+        return over
 
     def grow(
-        self, logp: np.ndarray, end: int
+        self, log_p: np.ndarray, end: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        "Take the best continuations; returns from which they come, and their tokens."
-        n, size, vocab = logp.shape
-        total = (self.scores[:, :, None] + logp).reshape(n, -1)
-        order = np.empty(
-            (n, min(2 * size, total.shape[1])), np.int64
-        )  # half may end
-        top_kernel(total, order)
-        score, parent, token = (
-            np.take_along_axis(total, order, 1),
-            order // vocab,
-            order % vocab,
-        )
-        ended = (token == end) & (score > -np.inf)
-        self._finish(score, parent, ended[:, :size], end)
+        "Keep the best continuations: which hypotheses go on, and how."
+        n, size, vocab = log_p.shape
+        totals = (self.scores[:, :, None] + log_p).reshape(n, -1)
+        # twice as many as go on, since each hypothesis can end in one way
+        order = np.empty((n, min(2 * size, totals.shape[1])), np.int64)
+        top_kernel(totals, order)
+        scores = np.take_along_axis(totals, order, 1)
+        parents, tokens = order // vocab, order % vocab
+        ended = (tokens == end) & (scores > -np.inf)
+        self._finish(scores, parents, ended[:, :size], end)
         live = np.argsort(ended, axis=1, kind="stable")[:, :size]
-        self.scores, parent, token = (
-            np.take_along_axis(a, live, 1) for a in (score, parent, token)
-        )
-        self.written = np.concatenate(
-            [
-                np.take_along_axis(self.written, parent[:, :, None], 1),
-                token[:, :, None],
-            ],
-            axis=2,
-        )
-        return parent, token
+        self.scores = np.take_along_axis(scores, live, 1)
+        parents = np.take_along_axis(parents, live, 1)
+        tokens = np.take_along_axis(tokens, live, 1)
+        before = np.take_along_axis(self.written, parents[:, :, None], 1)
+        self.written = np.concatenate([before, tokens[:, :, None]], axis=2)
+        return parents, tokens
 
     def _finish(
         self,
-        score: np.ndarray,
-        parent: np.ndarray,
+        scores: np.ndarray,
+        parents: np.ndarray,
         ended: np.ndarray,
         end: int,
     ) -> None:
-        "Keep the likeliest of those that end now, where it is the best so far."
-        rows, j = np.arange(len(ended)), ended.argmax(axis=1)
-        length = self.written.shape[2] + 1
-        own = np.where(
-            ended[rows, j], score[rows, j] / length**self.alpha, -np.inf
-        )
-        for i in np.flatnonzero((own > self.best) & ~self.over()):
-            self.best[i] = own[i]
-            self.outputs[i] = [*self.written[i, parent[i, j[i]]].tolist(), end]
+        "Keep the likeliest that ends now, if it is the best so far."
+        rows, first = np.arange(len(ended)), ended.argmax(axis=1)
+        score = self.penalized(scores[rows, first], self.written.shape[2] + 1)
+        score = np.where(ended[rows, first], score, -np.inf)
+        better = (score > self.best) & ~self.over()
+        for i in np.flatnonzero(better):
+            before = self.written[i, parents[i, first[i]]]
+            self.outputs[i] = [*before.tolist(), end]
+            self.best[i] = score[i]
         self.finished += ended.sum(axis=1)
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
-        "The best finished ones, or where there are none, the best of the others."
+        "The best finished outputs; the best unfinished, where there are none."
         for i in np.flatnonzero(self.finished == 0):
             j, length = self.scores[i].argmax(), self.written.shape[2]
-            self.best[i] = self.scores[i, j] / length**self.alpha
+            self.best[i] = self.penalized(self.scores[i, j], length)
             self.outputs[i] = self.written[i, j].tolist()
-        ids = np.zeros(
-            (len(self.outputs), max(map(len, self.outputs))), np.int64
-        )
+        longest = max(map(len, self.outputs))
+        ids = np.zeros((len(self.outputs), longest), np.int64)
         for row, output in zip(ids, self.outputs):
             row[: len(output)] = output
         return ids, self.best
@@ -509,42 +636,73 @@ def beam_search(
     start: int = 1,
     end: int = 2,
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""The best answers found when the best beginnings are kept at each step.
+    r"""Decode by beam search: keep the best hypotheses at each step.
 
-    - `model`, `src`, `src_mask`, `max_length`, `start`, `end`: as for `greedy_decode`; call
-      `model.eval()` first.
-    - `beam_size`: how many beginnings are kept; it may be above the number of tokens.
-    - `length_penalty`: $\alpha$ in $\log p / \ell^\alpha$, by which finished answers of
-      $\ell$ tokens are compared. 0: the likeliest wins; 1: the mean over the tokens.
-    - Returns ids (m, L) int64, as `greedy_decode`, and their scores (m,) float64. An
-      unfinished answer is given only where none is finished after `max_length` steps.
-    - A logit of -inf forbids a token; the score is -inf where all answers are forbidden.
-    - Ends when none left could become the best, and if `early_stopping` also when `beam_size`
-      answers are finished. A model that is sure of long answers finishes bad short ones first:
-      for it, False is better.
-    - Raises as the model does, ValueError on logits of NaN or infinity, and ValueError or
-      TypeError on other numbers.
-    - Source: Graves (2012); Sutskever, Vinyals and Le (2014).
+    Call ``model.eval()`` first: a new model is in training mode, also after
+    ``load``. The search ends when no hypothesis that is left could become the
+    best.
+
+    Parameters
+    ----------
+    model : object
+        Has ``encode(src, src_mask) -> state`` and
+        ``step(tokens, state) -> (logits, state)``.
+    src : ndarray, (B, S)
+        Source tokens.
+    src_mask : ndarray of bool, (B, S), optional
+        True at tokens, False at padding.
+    beam_size : int, default 4
+        Number of hypotheses that are kept; it may be above the number of
+        tokens.
+    max_length : int, default 64
+        Largest number of tokens of an output.
+    length_penalty : float, default 0.0
+        $\alpha$ in $\log p / \ell^\alpha$, by which finished outputs of
+        $\ell$ tokens are compared. With 0 the likeliest wins; 1 compares the
+        mean over the tokens.
+    early_stopping : bool, default True
+        Whether to end also when `beam_size` outputs are finished. A model
+        that is sure of long outputs finishes bad short ones first: for it,
+        False is better.
+    start, end : int, default 1 and 2
+        The start token and the end token.
+
+    Returns
+    -------
+    ids : ndarray of int64, (B, L)
+        The outputs, each with `end` where it was reached, and 0 after it. One
+        is unfinished only where none is finished after `max_length` steps.
+    scores : ndarray of float64, (B,)
+        Their scores. A logit of -inf forbids a token; the score is -inf where
+        all outputs are forbidden.
+
+    Raises
+    ------
+    ValueError
+        If logits are NaN or infinity, or a number is out of its range.
+    TypeError
+        If a number is none; and what the model raises.
+
+    References
+    ----------
+    Graves (2012); Sutskever, Vinyals and Le (2014).
     """
-    size, most = (
-        check_count(beam_size, "beam_size"),
-        check_count(max_length, "max_length"),
-    )
-    check_flag(early_stopping, "early_stopping")
-    alpha, end = (
-        check_real(length_penalty, "length_penalty"),
-        check_count(end, "end", 0),
-    )
+    size = check_count(beam_size, "beam_size")
+    max_length = check_count(max_length, "max_length")
+    early = bool(check_flag(early_stopping, "early_stopping"))
+    alpha = check_real(length_penalty, "length_penalty")
+    end = check_count(end, "end", 0)
+    start = check_count(start, "start", 0)
     n, state = len(src), model.encode(src, src_mask)
-    beams = _Beams(n, size, most, alpha, bool(early_stopping))
-    tokens = np.full((n, size), check_count(start, "start", 0))
+    beams = _Beams(n, size, max_length, alpha, early)
+    tokens = np.full((n, size), start)
     state = _rows(state, np.repeat(np.arange(n), size))
-    while beams.written.shape[2] < most and not beams.over().all():
+    for _ in range(max_length):
+        if beams.over().all():
+            break
         logits, state = model.step(tokens.reshape(-1), state)
-        parent, tokens = beams.grow(
-            _log_p(_logits(logits)).reshape(n, size, -1), end
-        )
-        state = _rows(
-            state, (parent + size * np.arange(n)[:, None]).reshape(-1)
-        )
+        log_p = _log_probabilities(_check_logits(logits))
+        parents, tokens = beams.grow(log_p.reshape(n, size, -1), end)
+        rows = parents + size * np.arange(n)[:, None]
+        state = _rows(state, rows.reshape(-1))
     return beams.result()

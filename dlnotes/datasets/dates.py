@@ -28,7 +28,7 @@ UNSEEN_LOCALES = tuple("nb ca sk uk mr ur".split())
 
 # %% ../../nbs/datasets/dates.ipynb #d269ba15
 def _babel() -> Any:
-    "What is needed of Babel, or an error that says how to come by it."
+    "What is needed of Babel, or an error that says how to install it."
     try:
         from babel import Locale, UnknownLocaleError
         from babel.lists import format_list
@@ -42,6 +42,8 @@ def _babel() -> Any:
 # %% ../../nbs/datasets/dates.ipynb #c8281dac
 _LENGTHS = ("short", "medium", "long", "full")
 _SKELETONS = ("yMd", "yMEd", "yMMMd", "yMMMEd", "GyMMMd")  # E: weekday, G: era
+
+# %% ../../nbs/datasets/dates.ipynb #f64318f5
 _ZEROS = {
     "ar": "٠",
     "fa": "۰",
@@ -55,47 +57,46 @@ _ZEROS = {
 }
 
 # %% ../../nbs/datasets/dates.ipynb #18e4ac48
-_MONTH_NUMBER = re.compile(
-    r"%\((M|MM|L|LL)\)s(?![^\W\d_])"
-)  # and no letter after it
+# a month's number, with no letter after it
+_MONTH_NUMBER = re.compile(r"%\((M|MM|L|LL)\)s(?![^\W\d_])")
 
 # %% ../../nbs/datasets/dates.ipynb #41844d1f
 class _Locale:
     "How one locale writes dates."
 
     def __init__(self, code: str):
-        locale, self.listed, _ = _babel()
+        locale, self.format_list, _ = _babel()
         self.code, self.babel = code, locale.parse(code)
         skeletons = self.babel.datetime_skeletons
         found = [self.babel.date_formats[length] for length in _LENGTHS]
         found += [skeletons[key] for key in _SKELETONS if key in skeletons]
-        self.patterns = list(
-            {pattern.pattern: pattern for pattern in found}.values()
-        )
+        different = {pattern.pattern: pattern for pattern in found}
+        self.patterns = list(different.values())
         zero = ord(_ZEROS.get(code, "0"))
         self.digits = {ord("0") + i: chr(zero + i) for i in range(10)}
 
     def forms(self, named: bool) -> list[int]:
         "The numbers of the patterns, or of those that name the month."
-        return [
-            i
-            for i, pattern in enumerate(self.patterns)
-            if not (named and _MONTH_NUMBER.search(pattern.format))
-        ]
+        forms = list(range(len(self.patterns)))
+        if named:
+            forms = [form for form in forms if not self.has_number(form)]
+        return forms
+
+    def has_number(self, form: int) -> bool:
+        "Whether the month is a number in that form."
+        return bool(_MONTH_NUMBER.search(self.patterns[form].format))
 
     def write(
         self, days: Sequence[date], form: int, own_digits: bool = False
     ) -> str:
         "The days in one of the forms, listed as the locale lists things."
         texts = [self.patterns[form].apply(day, self.babel) for day in days]
-        text = (
-            texts[0]
-            if len(texts) == 1
-            else self.listed(texts, locale=self.babel)
-        )
-        text = text.translate(self.digits) if own_digits else text
-        unclear = _MONTH_NUMBER.search(self.patterns[form].format)
-        return f"{self.code} {text}" if unclear else text
+        text = texts[0]
+        if len(texts) > 1:
+            text = self.format_list(texts, locale=self.babel)
+        if own_digits:
+            text = text.translate(self.digits)
+        return f"{self.code} {text}" if self.has_number(form) else text
 
 # %% ../../nbs/datasets/dates.ipynb #1e9d802f
 @cache
@@ -110,10 +111,16 @@ def _locale(code: str) -> _Locale:
 
 # %% ../../nbs/datasets/dates.ipynb #edd26859
 class DatePairs(NamedTuple):
-    """Texts and what they say.
+    """Texts with dates, and the same dates in ISO 8601.
 
-    - `texts`: as people write; `targets`: the same in ISO 8601; `locales`: whose way of
-      writing it is. Lists of the same length.
+    Attributes
+    ----------
+    texts : list of str
+        Dates as people write them.
+    targets : list of str
+        The same dates in ISO 8601; as many.
+    locales : list of str
+        The locale in whose way each text is written; as many.
     """
 
     texts: list[str]
@@ -121,19 +128,15 @@ class DatePairs(NamedTuple):
     locales: list[str]
 
 # %% ../../nbs/datasets/dates.ipynb #13ab12ae
-FIRST_DAY, LAST_DAY = (
-    date(1950, 1, 1).toordinal(),
-    date(2049, 12, 31).toordinal(),
-)
+FIRST_DAY = date(1950, 1, 1).toordinal()
+LAST_DAY = date(2049, 12, 31).toordinal()
 
-
+# %% ../../nbs/datasets/dates.ipynb #58fffeac
 def _days(days: Any) -> np.ndarray:
-    "Ordinals of days, in the hundred years where two digits of a year are enough."
-    days = (
-        np.arange(FIRST_DAY, LAST_DAY + 1)
-        if days is None
-        else np.asarray(days)
-    )
+    "Ordinals of days, from 1950 to 2049; None: all of these days."
+    if days is None:
+        return np.arange(FIRST_DAY, LAST_DAY + 1)
+    days = np.asarray(days)
     if days.ndim != 1 or days.dtype.kind not in "iu" or not days.size:
         raise ValueError(
             f"days: expected ordinals, got {days.dtype} of shape {days.shape}"
@@ -155,26 +158,54 @@ def date_pairs(
     named: bool = False,
     rng: np.random.Generator | int | None = None,
 ) -> DatePairs:
-    """Random dates, each in a random form of a random locale.
+    """Draw random dates, each in a random form of a random locale.
 
-    - `n`: how many; `locales`: CLDR's codes; `days`: ordinals, as of `date.toordinal`, to
-      choose from; None: all from 1950 to 2049.
-    - `per_text`: up to how many dates stand in a text, listed as the locale lists things.
-    - `named`: only forms that name the month; the others begin with the locale's code.
-    - `rng`: a Generator or a seed.
-    - Raises ImportError without Babel, ValueError or TypeError on what does not fit.
-    - Source: Unicode's Common Locale Data Repository (CLDR), as it comes with Babel.
+    Parameters
+    ----------
+    n : int
+        Number of pairs.
+    locales : sequence of str, default LOCALES
+        Codes of the Common Locale Data Repository (CLDR).
+    days : array_like of int, (D,), optional
+        Ordinals, as of ``date.toordinal``, of the days to draw from; by
+        default all from 1950 to 2049.
+    per_text : int, default 1
+        Largest number of dates in a text, listed as the locale lists things.
+    named : bool, default False
+        Whether to use only forms that name the month; the others begin with
+        the locale's code.
+    rng : numpy.random.Generator or int, optional
+        Generator, or its seed.
+
+    Returns
+    -------
+    DatePairs
+        The texts, their targets and their locales.
+
+    Raises
+    ------
+    ImportError
+        If Babel is missing.
+    ValueError, TypeError
+        If an argument does not fit.
+
+    References
+    ----------
+    Unicode's Common Locale Data Repository (CLDR), as it comes with Babel.
     """
     n, per_text = check_count(n, "n"), check_count(per_text, "per_text")
     known, days = [_locale(code) for code in locales], _days(days)
     if not known:
         raise ValueError("locales: expected at least one")
     rng = np.random.default_rng(rng)
-    pairs = [
-        _pair(known[rng.integers(len(known))], days, per_text, named, rng)
-        for _ in range(n)
-    ]
-    return DatePairs(*map(list, zip(*pairs)))
+    pairs = DatePairs([], [], [])
+    for _ in range(n):
+        locale = known[rng.integers(len(known))]
+        text, target = _pair(locale, days, per_text, named, rng)
+        pairs.texts.append(text)
+        pairs.targets.append(target)
+        pairs.locales.append(locale.code)
+    return pairs
 
 # %% ../../nbs/datasets/dates.ipynb #7885e263
 def _pair(
@@ -183,23 +214,25 @@ def _pair(
     per_text: int,
     named: bool,
     rng: np.random.Generator,
-) -> tuple[str, str, str]:
-    "A text, its target and its locale's code; all its dates are written in one form."
+) -> tuple[str, str]:
+    "A text and its target; all dates of a text are written in one form."
     forms, own_digits = locale.forms(named), bool(rng.integers(2))
-    form, count = (
-        forms[rng.integers(len(forms))],
-        rng.integers(1, per_text + 1),
-    )
+    form = forms[rng.integers(len(forms))]
+    count = rng.integers(1, per_text + 1)
     chosen = [date.fromordinal(int(day)) for day in rng.choice(days, count)]
     target = " ".join(day.isoformat() for day in chosen)
-    return locale.write(chosen, form, own_digits), target, locale.code
+    return locale.write(chosen, form, own_digits), target
 
 # %% ../../nbs/datasets/dates.ipynb #293e66ee
 class DateSplits(NamedTuple):
-    """Pairs to learn from and to be tested by; no day is in two of the first three.
+    """Pairs split by day into training, validation and test sets.
 
-    - `train`, `validation`, `test`: of `LOCALES`; `unseen`: days of `test`, written by
-      `UNSEEN_LOCALES`, with the month named.
+    Attributes
+    ----------
+    train, validation, test : DatePairs
+        Pairs in `LOCALES`; no day is in two of them.
+    unseen : DatePairs
+        Days of `test`, written in `UNSEEN_LOCALES`, with the month named.
     """
 
     train: DatePairs
@@ -211,33 +244,66 @@ class DateSplits(NamedTuple):
 def date_splits(
     train: int = 40_000, test: int = 2000, *, per_text: int = 1, seed: int = 0
 ) -> DateSplits:
-    """Pairs split by day, eight days in ten to learn from, and by locale.
+    """Draw pairs split by day, and by locale.
 
-    - `train`: how many pairs to learn from; `test`: how many in each of the other parts.
-    - `per_text`: as for `date_pairs`. The same seed gives the same pairs.
-    - Raises as `date_pairs` does.
+    Eight days in ten are for training, one for validation, one for the test.
+
+    Parameters
+    ----------
+    train : int, default 40000
+        Number of training pairs.
+    test : int, default 2000
+        Number of pairs in each of the other parts.
+    per_text : int, default 1
+        Largest number of dates in a text, listed as the locale lists things.
+    seed : int, default 0
+        Seed; the same one gives the same pairs.
+
+    Returns
+    -------
+    DateSplits
+        The four parts.
+
+    Raises
+    ------
+    ImportError
+        If Babel is missing.
+    ValueError, TypeError
+        If an argument does not fit.
     """
     rng = np.random.default_rng(seed)
     days = rng.permutation(np.arange(FIRST_DAY, LAST_DAY + 1))
-    learn, look, ask = np.split(
-        days, [len(days) * 8 // 10, len(days) * 9 // 10]
-    )
+    ends = [len(days) * 8 // 10, len(days) * 9 // 10]
+    train_days, validation_days, test_days = np.split(days, ends)
     options: dict[str, Any] = {"per_text": per_text, "rng": rng}
     return DateSplits(
-        date_pairs(train, days=learn, **options),
-        date_pairs(test, days=look, **options),
-        date_pairs(test, days=ask, **options),
-        date_pairs(test, UNSEEN_LOCALES, ask, named=True, **options),
+        date_pairs(train, days=train_days, **options),
+        date_pairs(test, days=validation_days, **options),
+        date_pairs(test, days=test_days, **options),
+        date_pairs(test, UNSEEN_LOCALES, test_days, named=True, **options),
     )
 
 # %% ../../nbs/datasets/dates.ipynb #b04ab998
 class CharTokenizer:
-    """Characters as whole numbers, and back.
+    """Tokenizer of characters: texts as rows of whole numbers, and back.
 
-    - `texts`: at least one, whose characters are the vocabulary: sorted, after the four
-      tokens `PAD`, `START`, `END` and `UNKNOWN`. `len(tokenizer)` is its size.
-    - To restore one, keep its `characters`: `CharTokenizer([tokenizer.characters])`.
-    - Raises ValueError where there is no text, TypeError on what is no text.
+    Parameters
+    ----------
+    texts : sequence of str
+        At least one text. Their characters, sorted, are the vocabulary, after
+        the tokens `PAD`, `START`, `END` and `UNKNOWN`.
+
+    Raises
+    ------
+    ValueError
+        If there is no text.
+    TypeError
+        If something is no text.
+
+    Notes
+    -----
+    ``len(tokenizer)`` is the size of the vocabulary. To restore a tokenizer,
+    keep its ``characters``: ``CharTokenizer([tokenizer.characters])``.
     """
 
     PAD, START, END, UNKNOWN = 0, 1, 2, 3
@@ -252,28 +318,58 @@ class CharTokenizer:
     def encode(
         self, texts: Sequence[str], start: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Texts as rows of numbers, each with `END` after it, then `PAD`.
+        """Encode texts as rows of tokens, each with `END` after it.
 
-        - Returns ids (m, time) int64 and mask (m, time), True where there is no padding.
-        - `start`: put `START` before. A character outside the vocabulary is `UNKNOWN`.
-        - Raises TypeError or ValueError unless there are texts.
+        Parameters
+        ----------
+        texts : sequence of str
+            At least one text.
+        start : bool, default False
+            Whether to put `START` before each.
+
+        Returns
+        -------
+        ids : ndarray of int64, (B, T)
+            The tokens, filled up with `PAD`; `UNKNOWN` for a character
+            outside the vocabulary.
+        mask : ndarray of bool, (B, T)
+            True at tokens, False at padding.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If there is no text, or something is none.
         """
-        rows = [
-            [self.START] * bool(start)
-            + [self._ids.get(c, self.UNKNOWN) for c in text]
-            + [self.END]
-            for text in _texts(texts)
-        ]
+        rows = []
+        for text in _texts(texts):
+            row = [self._ids.get(c, self.UNKNOWN) for c in text]
+            if start:
+                row.insert(0, self.START)
+            rows.append([*row, self.END])
         ids = np.full((len(rows), max(map(len, rows))), self.PAD, np.int64)
-        for row, numbers in zip(ids, rows):
-            row[: len(numbers)] = numbers
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
         return ids, ids != self.PAD
 
     def decode(self, ids: Any) -> list[str]:
-        r"""Rows of numbers as texts, each up to its first `END`.
+        r"""Decode rows of tokens as texts, each up to its first `END`.
 
-        - `ids`: (m, time). `PAD` and `START` are left out; `UNKNOWN` comes out as U+FFFD.
-        - Raises ValueError on numbers outside the vocabulary, on another shape or dtype.
+        Parameters
+        ----------
+        ids : array_like of int, (B, T)
+            Tokens.
+
+        Returns
+        -------
+        list of str
+            The texts; `PAD` and `START` are left out, and `UNKNOWN` becomes
+            U+FFFD.
+
+        Raises
+        ------
+        ValueError
+            If a token is outside the vocabulary, or shape or dtype is
+            another.
         """
         ids = as_array(ids, "ids")
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
@@ -286,11 +382,12 @@ class CharTokenizer:
                 f"ids: expected 0 to {len(self) - 1}, got {ids.min()} to "
                 f"{ids.max()}"
             )
-        signs = ["", "", "", "\ufffd", *self.characters]
-        return [
-            "".join(signs[i] for i in row[: _end(row, self.END)])
-            for row in ids.tolist()
-        ]
+        characters = ["", "", "", "\ufffd", *self.characters]
+        texts = []
+        for row in ids.tolist():
+            row = row[: _end(row, self.END)]
+            texts.append("".join(characters[i] for i in row))
+        return texts
 
     def __repr__(self) -> str:
         return f"CharTokenizer({len(self)} tokens)"
@@ -303,15 +400,16 @@ def _texts(texts: Any) -> list[str]:
             f"texts: expected a list of strings, got {texts!r:.60}"
         )
     texts = list(texts)
-    if wrong := [text for text in texts if not isinstance(text, str)]:
-        raise TypeError(
-            f"texts: expected a list of strings, got {wrong[0]!r:.60} in it"
-        )
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(
+                f"texts: expected a list of strings, got {text!r:.60} in it"
+            )
     if not texts:
         raise ValueError("texts: expected at least one")
     return texts
 
-
+# %% ../../nbs/datasets/dates.ipynb #dd9243bc
 def _end(row: list[int], end: int) -> int:
     "The place of the first `end`, or the row's length."
     return row.index(end) if end in row else len(row)
@@ -320,19 +418,33 @@ def _end(row: list[int], end: int) -> int:
 def as_examples(
     pairs: DatePairs, source: CharTokenizer, target: CharTokenizer
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
-    """Pairs as `fit` and the models take them: ((src, tgt_in, src_mask), tgt_out).
+    """Encode pairs as `fit` and the models take them.
 
-    - `src` (m, S), `src_mask` (m, S): what is read; `tgt_in` (m, T): `START` and the
-      target; `tgt_out` (m, T): the target and `END`, which is one step ahead.
-    - Raises TypeError where something else is given.
+    Parameters
+    ----------
+    pairs : DatePairs
+        Texts and targets.
+    source, target : CharTokenizer
+        Tokenizers of the texts and of the targets.
+
+    Returns
+    -------
+    inputs : tuple of ndarray
+        Source tokens (B, S); decoder inputs (B, T), `START` and the target;
+        and the source's mask (B, S), False at padding.
+    outputs : ndarray of int64, (B, T)
+        The target and `END`, one step ahead of the decoder's inputs.
+
+    Raises
+    ------
+    TypeError
+        If an argument is something else.
     """
     check_instance(pairs, DatePairs, "pairs")
     check_instance(source, CharTokenizer, "source")
     check_instance(target, CharTokenizer, "target")
     src, mask = source.encode(pairs.texts)
-    tgt = target.encode(pairs.targets, start=True)[0]
-    return (
-        src,
-        np.ascontiguousarray(tgt[:, :-1]),
-        mask,
-    ), np.ascontiguousarray(tgt[:, 1:])
+    tgt, _ = target.encode(pairs.targets, start=True)
+    tgt_in = np.ascontiguousarray(tgt[:, :-1])
+    tgt_out = np.ascontiguousarray(tgt[:, 1:])
+    return (src, tgt_in, mask), tgt_out

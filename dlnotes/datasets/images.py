@@ -24,17 +24,19 @@ from ..core.arguments import as_float
 __all__ = ['read_idx', 'ImageData', 'mnist', 'fashion_mnist', 'as_images']
 
 # %% ../../nbs/datasets/images.ipynb #16342f70
+_PIECE = 1 << 20  # bytes
+
+# %% ../../nbs/datasets/images.ipynb #97632ca4
 def _take(stream: BinaryIO, size: int, what: str) -> bytearray:
-    "Exactly `size` bytes from the stream, or an error that begins with `what`."
+    "Exactly `size` bytes from the stream, or an error that names `what`."
     data = bytearray()
-    while len(data) < size and (
-        piece := stream.read(min(size - len(data), 1 << 20))
-    ):
+    while len(data) < size:
+        piece = stream.read(min(size - len(data), _PIECE))
+        if not piece:
+            raise ValueError(
+                f"{what}: expected {size} bytes, got only {len(data)}"
+            )
         data += piece
-    if len(data) < size:
-        raise ValueError(
-            f"{what}: expected {size} bytes, got only {len(data)}"
-        )
     return data
 
 # %% ../../nbs/datasets/images.ipynb #e263e666
@@ -45,41 +47,39 @@ _MAX_DIMS = 32
 def _header(stream: BinaryIO, name: str) -> tuple[np.dtype, tuple[int, ...]]:
     "Type and shape of the array that follows in the stream."
     magic = bytes(_take(stream, 4, f"{name}: start of the header"))
+    code, ndim = magic[2:]
     if magic[:2] != b"\0\0":
         raise ValueError(
             f"{name}: expected an IDX file, which begins with two zero bytes, "
             f"got {magic!r}"
         )
-    if magic[2] not in _TYPES:
+    if code not in _TYPES:
         raise ValueError(
-            f"{name}: expected type code 8, 9 or 11 to 14, got {magic[2]}"
+            f"{name}: expected type code 8, 9 or 11 to 14, got {code}"
         )
-    if not 1 <= magic[3] <= _MAX_DIMS:
+    if not 1 <= ndim <= _MAX_DIMS:
         raise ValueError(
-            f"{name}: expected 1 to {_MAX_DIMS} dimensions, got {magic[3]}"
+            f"{name}: expected 1 to {_MAX_DIMS} dimensions, got {ndim}"
         )
-    lengths = _take(
-        stream, 4 * magic[3], f"{name}: lengths of {magic[3]} dimensions"
-    )
-    shape = struct.unpack(f">{magic[3]}I", lengths)
+    lengths = _take(stream, 4 * ndim, f"{name}: lengths of {ndim} dimensions")
+    shape = struct.unpack(f">{ndim}I", lengths)
     if 0 in shape:
         raise ValueError(
             f"{name}: expected lengths of at least 1, got shape {shape}"
         )
-    return np.dtype(_TYPES[magic[2]]), shape
+    return np.dtype(_TYPES[code]), shape
 
 # %% ../../nbs/datasets/images.ipynb #6fda61b8
 def _array(stream: BinaryIO, name: str) -> np.ndarray:
     "The array that the stream holds from here to its end."
     dtype, shape = _header(stream, name)
     size = math.prod(shape) * dtype.itemsize
-    data = _take(
-        stream, size, f"{name}: values of shape {shape}, {dtype.name}"
-    )
+    values = f"values of shape {shape}, {dtype.name}"
+    data = _take(stream, size, f"{name}: {values}")
     if stream.read(1):
         raise ValueError(
-            f"{name}: expected the end after {size} bytes of values of shape "
-            f"{shape}, {dtype.name}, got more"
+            f"{name}: expected the end after {size} bytes of {values}, "
+            "got more"
         )
     array = np.frombuffer(data, dtype).reshape(shape)
     return array.astype(dtype.newbyteorder("="), copy=False)
@@ -88,37 +88,62 @@ def _array(stream: BinaryIO, name: str) -> np.ndarray:
 def _opened(source: Any) -> tuple[io.BufferedReader, str]:
     "The source as a stream, and the name by which messages call it."
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return io.BufferedReader(io.BytesIO(source)), "source"  # type: ignore[arg-type]
+        content: Any = io.BytesIO(source)
+        return io.BufferedReader(content), "source"
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(
             f"source: expected a path or bytes, got {type(source).__name__}"
         )
     return open(source, "rb"), os.fsdecode(source)
 
+# %% ../../nbs/datasets/images.ipynb #21d4daf7
+_GZIP = b"\x1f\x8b"  # the first two bytes
+
+# %% ../../nbs/datasets/images.ipynb #072413b7
+def _is_packed(stream: io.BufferedReader, name: str) -> bool:
+    "Whether the stream is gzip's, as its name may say."
+    start = stream.peek(2)[:2]
+    if name.lower().endswith(".gz") and start != _GZIP:
+        raise ValueError(
+            f"{name}: expected gzip, which begins with {_GZIP!r}, "
+            f"got {start!r}"
+        )
+    return start == _GZIP
+
 # %% ../../nbs/datasets/images.ipynb #78825901
 def read_idx(source: str | os.PathLike[str] | bytes) -> np.ndarray:
-    """The array in an IDX file, plain or packed by gzip.
+    """Read the array in an IDX file, plain or packed by gzip.
 
-    - `source`: the file's path, or its content as bytes.
-    - Returns an array in the file's shape and type: uint8, int8, int16, int32, float32 or
-      float64.
-    - Raises ValueError on whatever is not a whole IDX file, OSError where the file cannot
-      be read, TypeError where `source` is something else.
-    - Source: Y. LeCun, C. Cortes, C. Burges, web page of the MNIST database.
+    Parameters
+    ----------
+    source : path or bytes
+        The file's path, or its content.
+
+    Returns
+    -------
+    ndarray
+        Of the file's shape and type: uint8, int8, int16, int32, float32 or
+        float64.
+
+    Raises
+    ------
+    ValueError
+        If it is not a whole IDX file.
+    OSError
+        If the file cannot be read.
+    TypeError
+        If `source` is something else.
+
+    References
+    ----------
+    Y. LeCun, C. Cortes, C. Burges, web page of the MNIST database.
     """
     stream, name = _opened(source)
     with stream:
-        start = stream.peek(2)[:2]
-        packed = start == b"\x1f\x8b"
-        if name.lower().endswith(".gz") and not packed:
-            raise ValueError(
-                f"{name}: expected gzip, which begins with {bytes([31, 139])!r}, "
-                f"got {start!r}"
-            )
+        if not _is_packed(stream, name):
+            return _array(stream, name)
         try:
-            with (
-                gzip.GzipFile(fileobj=stream) if packed else stream as content
-            ):
+            with gzip.GzipFile(fileobj=stream) as content:
                 return _array(content, name)  # type: ignore[arg-type]
         except (EOFError, zlib.error, gzip.BadGzipFile) as e:
             raise ValueError(
@@ -127,11 +152,20 @@ def read_idx(source: str | os.PathLike[str] | bytes) -> np.ndarray:
 
 # %% ../../nbs/datasets/images.ipynb #9ff37e58
 class ImageData(NamedTuple):
-    """A set of labelled grey images, as it was distributed.
+    """A set of labeled gray images, as it was distributed.
 
-    - `train_images`: (n, height, width) uint8, 0 to 255; `train_labels`: (n,) uint8.
-    - `test_images`, `test_labels`: the same for the test set.
-    - `classes`: the name of each label.
+    Attributes
+    ----------
+    train_images : ndarray of uint8, (N, H, W)
+        Images of the training set, from 0 to 255.
+    train_labels : ndarray of uint8, (N,)
+        Their labels.
+    test_images : ndarray of uint8, (M, H, W)
+        Images of the test set, from 0 to 255.
+    test_labels : ndarray of uint8, (M,)
+        Their labels.
+    classes : tuple of str
+        The name of each label.
     """
 
     train_images: np.ndarray
@@ -147,8 +181,9 @@ def _folder(root: Any) -> Path:
         raise TypeError(
             f"root: expected a path or None, got {type(root).__name__}"
         )
-    chosen = root if root is not None else os.environ.get("DLNOTES_DATA")
-    return Path(chosen or _pooch().os_cache("dlnotes")).expanduser()
+    if root is None:
+        root = os.environ.get("DLNOTES_DATA")
+    return Path(root or _pooch().os_cache("dlnotes")).expanduser()
 
 # %% ../../nbs/datasets/images.ipynb #54a264e4
 def _pooch() -> Any:
@@ -170,51 +205,69 @@ class _Source(NamedTuple):
     sha256: Mapping[str, str]  # of the four files, in the order of ImageData
     classes: tuple[str, ...]
 
+# %% ../../nbs/datasets/images.ipynb #67d86db2
+_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
 # %% ../../nbs/datasets/images.ipynb #f93eb999
-# The checksums are those that both TensorFlow Datasets (url_checksums/mnist.txt) and
-# torchvision (prototype/datasets/_builtin/mnist.py) publish.
+# Both TensorFlow Datasets (url_checksums/mnist.txt) and torchvision
+# (prototype/datasets/_builtin/mnist.py) publish these checksums.
+_MNIST_SHA256 = (
+    "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+)
+
+# %% ../../nbs/datasets/images.ipynb #3c8bdd4c
 _MNIST = _Source(
     "mnist",
     (
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
     ),
-    {
-        "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-        "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-        "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-        "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-    },
+    dict(zip(_FILES, _MNIST_SHA256)),
     tuple("0123456789"),
 )
 
 # %% ../../nbs/datasets/images.ipynb #b94dc7c3
-# Checksums: TensorFlow Datasets (url_checksums/fashion_mnist.txt) and torchvision, as above.
+# TensorFlow Datasets (url_checksums/fashion_mnist.txt) and torchvision, too.
+_FASHION_MNIST_SHA256 = (
+    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+)
+
+# %% ../../nbs/datasets/images.ipynb #a1255937
+_CLOTHES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+# %% ../../nbs/datasets/images.ipynb #3b1b976c
+_GITHUB = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist"
 _FASHION_MNIST = _Source(
     "fashion-mnist",
     (
         "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
-        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        f"{_GITHUB}/master/data/fashion/",
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     ),
-    {
-        "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-        "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-        "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-        "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-    },
-    (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
+    dict(zip(_FILES, _FASHION_MNIST_SHA256)),
+    _CLOTHES,
 )
 
 # %% ../../nbs/datasets/images.ipynb #ed021996
@@ -222,32 +275,17 @@ _TIMEOUT = 20  # seconds without a byte, after which the next mirror is tried
 
 # %% ../../nbs/datasets/images.ipynb #b570b37d
 def _fetch(source: _Source, file: str, folder: Path) -> Path:
-    "The path of `file` with the right checksum, from the folder or the first mirror."
+    "The path of `file` with its checksum, in the folder or from a mirror."
     pooch = _pooch()
     from requests import RequestException  # pooch has brought it
 
     failures = []
     for mirror in source.mirrors:
-        downloader = pooch.HTTPDownloader(
-            progressbar=True,
-            chunk_size=1 << 16,
-            timeout=_TIMEOUT,
-            headers={"Accept-Encoding": "identity"},
-        )  # to be stored as it lies there
+        args = mirror + file, source.sha256[file], file, folder
         try:
-            return Path(
-                pooch.retrieve(
-                    mirror + file,
-                    source.sha256[file],
-                    file,
-                    folder,
-                    downloader=downloader,
-                )
-            )
-        except (
-            RequestException,
-            ValueError,
-        ) as e:  # no answer, a wrong one, or wrong bytes
+            return Path(pooch.retrieve(*args, downloader=_downloader(pooch)))
+        # no response, a wrong one, or wrong bytes
+        except (RequestException, ValueError) as e:
             failures.append(f"\n  {mirror}{file}: {e}")
         except OSError as e:
             raise OSError(
@@ -256,74 +294,137 @@ def _fetch(source: _Source, file: str, folder: Path) -> Path:
             ) from e
     raise OSError(_apology(source, file, folder, failures))
 
+# %% ../../nbs/datasets/images.ipynb #b4c7b6b8
+def _downloader(pooch: Any) -> Any:
+    "Fetches a file as it is, not unpacked on the way."
+    return pooch.HTTPDownloader(
+        progressbar=True,
+        chunk_size=1 << 16,
+        timeout=_TIMEOUT,
+        headers={"Accept-Encoding": "identity"},
+    )
+
 # %% ../../nbs/datasets/images.ipynb #5a2428ed
 def _apology(
     source: _Source, file: str, folder: Path, failures: list[str]
 ) -> str:
     "What to say when no mirror had the file."
-    found = (
-        "a file with another checksum"
-        if (folder / file).exists()
-        else "no such file"
-    )
+    found = "no such file"
+    if (folder / file).exists():
+        found = "a file with another checksum"
     return (
-        f"{source.name}: could not fetch {file}; there is {found} in {folder}, "
-        f"and no mirror helped:{''.join(failures)}\nIf you have the file from elsewhere, "
-        f"put it into {folder}; its SHA256 has to be {source.sha256[file]}"
+        f"{source.name}: could not fetch {file}; there is {found} in "
+        f"{folder}, and no mirror helped:{''.join(failures)}\n"
+        f"If you have the file from elsewhere, put it into {folder}; its "
+        f"SHA256 has to be {source.sha256[file]}"
     )
 
 # %% ../../nbs/datasets/images.ipynb #64545dba
 def _load(source: _Source, root: Any) -> ImageData:
     "The four files of a data set, fetched and read."
     folder = _folder(root) / source.name
-    x, y, x_test, y_test = (
+    x, y, x_test, y_test = [
         read_idx(_fetch(source, file, folder)) for file in source.sha256
-    )
+    ]
     return ImageData(x, y, x_test, y_test, source.classes)
 
 # %% ../../nbs/datasets/images.ipynb #1a8cb6f0
 def mnist(root: str | os.PathLike[str] | None = None) -> ImageData:
-    """MNIST: 60 000 handwritten digits to learn from and 10 000 to be tested by.
+    """Load MNIST: 60 000 training and 10 000 test images of digits.
 
-    - `root`: the folder that keeps the files; by default the one that the environment
-      variable `DLNOTES_DATA` names, or the user's cache. They lie there in `mnist`.
-    - Returns images (n, 28, 28) and labels (n,), both uint8.
-    - Raises OSError where the files can be neither found nor fetched (11.6 MB), or not
-      kept; ImportError without pooch; TypeError where `root` is not a path.
-    - Source: LeCun, Bottou, Bengio and Haffner (1998).
+    Parameters
+    ----------
+    root : path, optional
+        The folder that keeps the files, in its folder ``mnist``; by default
+        the one that the environment variable ``DLNOTES_DATA`` names, or the
+        user's cache.
+
+    Returns
+    -------
+    ImageData
+        Images (N, 28, 28) and labels (N,), both uint8.
+
+    Raises
+    ------
+    OSError
+        If the files can be neither found nor fetched (11.6 MB), or not kept.
+    ImportError
+        If pooch is missing.
+    TypeError
+        If `root` is not a path.
+
+    References
+    ----------
+    LeCun, Bottou, Bengio and Haffner (1998).
     """
     return _load(_MNIST, root)
 
 # %% ../../nbs/datasets/images.ipynb #2db61f45
 def fashion_mnist(root: str | os.PathLike[str] | None = None) -> ImageData:
-    """Fashion-MNIST: pictures of clothes, in the numbers and sizes of MNIST.
+    """Load Fashion-MNIST: images of clothes, as many and as large as MNIST.
 
-    - `root`, result and errors as for `mnist`, with 30.9 MB; the folder is
-      `fashion-mnist`.
-    - Source: Xiao, Rasul and Vollgraf (2017).
+    Parameters
+    ----------
+    root : path, optional
+        The folder that keeps the files, in its folder ``fashion-mnist``; by
+        default the one that the environment variable ``DLNOTES_DATA`` names,
+        or the user's cache.
+
+    Returns
+    -------
+    ImageData
+        Images (N, 28, 28) and labels (N,), both uint8.
+
+    Raises
+    ------
+    OSError
+        If the files can be neither found nor fetched (30.9 MB), or not kept.
+    ImportError
+        If pooch is missing.
+    TypeError
+        If `root` is not a path.
+
+    References
+    ----------
+    Xiao, Rasul and Vollgraf (2017).
     """
     return _load(_FASHION_MNIST, root)
 
 # %% ../../nbs/datasets/images.ipynb #46dd7efe
 def as_images(images: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
-    """Grey images as the input of a network.
+    """Scale gray images and add a channel, as a network takes them.
 
-    - `images`: (n, height, width) uint8; `dtype`: float32 or float64.
-    - Returns (n, 1, height, width) in `dtype`, from 0 to 1.
-    - Raises TypeError on another dtype, ValueError on another shape or on no images.
+    Parameters
+    ----------
+    images : ndarray of uint8, (N, H, W)
+        Gray images, from 0 to 255.
+    dtype : dtype, default float32
+        Data type of the result: float32 or float64.
+
+    Returns
+    -------
+    ndarray, (N, 1, H, W)
+        The images in `dtype`, from 0 to 1.
+
+    Raises
+    ------
+    TypeError
+        If a dtype is another.
+    ValueError
+        If the shape is another, or there are no images.
     """
-    kind = getattr(images, "dtype", type(images).__name__)
-    if kind != np.uint8:
+    given = getattr(images, "dtype", type(images).__name__)
+    if given != np.uint8:
         raise TypeError(
-            f"images: expected an array of dtype uint8, got {kind}"
+            f"images: expected an array of dtype uint8, got {given}"
         )
-    if np.dtype(dtype) not in (np.float32, np.float64):
-        raise TypeError(
-            f"dtype: expected float32 or float64, got {np.dtype(dtype)}"
-        )
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float64):
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
     out = as_float(images, "images", (None, None, None), dtype)[:, None]
     if not out.size:
         raise ValueError(
-            f"images: expected at least one pixel, got shape {np.shape(images)}"
+            "images: expected at least one pixel, "
+            f"got shape {np.shape(images)}"
         )
     return np.divide(out, 255, out=out)
