@@ -369,7 +369,7 @@ def _check_vectors(
 def _check_value(
     value: Any, inputs: list[np.ndarray], weight: np.ndarray
 ) -> np.ndarray:
-    "`value` as vectors, if the inputs before it are a query and a fitting key."
+    "`value` as vectors, if there is a key and they fit it; weight: (d, d)."
     if len(inputs) == 1:
         raise ValueError(
             "key: expected an array where there is a value, got None"
