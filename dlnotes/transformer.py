@@ -6,40 +6,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .core.arguments import FLOATS, as_float, check_array, check_count
-from .core.arguments import check_flag, check_float_dtype, check_input
-from dlnotes.core.arguments import (
-    check_mask,
-    check_real,
-    check_rng,
-    check_step_tokens,
-)
-from .core.arguments import check_tokens
+from .core.arguments import FLOATS, as_array, as_float, check_array
+from .core.arguments import check_count, check_flag, check_float_dtype
+from .core.arguments import check_input, check_mask, check_real
+from .core.arguments import check_rng, check_step_tokens, check_tokens
 from .core.execution import compiled, parallel_for
-from dlnotes.core.layers import (
-    Composite,
-    Layer,
-    Sequential,
-    uniform_parameters,
-)
+from .core.layers import Composite, Layer, Sequential
+from .core.layers import uniform_parameters
 from .gradients import LayerNorm, xavier_uniform
 from .kernels.elementary import fast_exp
 from .kernels.microkernels import FUSED, row_dot, row_max, row_sum
 from .kernels.sharing import run_shared
-from dlnotes.kernels.tiled_attention import (
-    attention_backward,
-    attention_forward,
-)
-from dlnotes.kernels.tiled_attention import (
-    attention_weights,
-    mask_with_four_axes,
-)
+from .kernels.tiled_attention import attention_backward
+from .kernels.tiled_attention import attention_forward
+from .kernels.tiled_attention import attention_weights
+from .kernels.tiled_attention import mask_with_four_axes
 from .kernels.tiled_attention import table_attention
 from .mlp import GELU, Linear, ReLU
 from .rnn import Embedding
@@ -53,7 +40,7 @@ __all__ = ['attention_kernel', 'attention_backward_kernel', 'online_attention_ke
 # %% ../nbs/transformer.ipynb #df129fc1
 @compiled()
 def attention_kernel(q, k, v, scale, p, y):
-    "Scaled dot-product attention: weights p (T, S) and outputs y (T, d_v) of one head."
+    "Weights p (T, S) and outputs y (T, d_v) of one attention head."
     for t in range(len(q)):
         for s in range(len(k)):
             p[t, s] = scale * (q[t] * k[s]).sum()
@@ -66,7 +53,7 @@ def attention_kernel(q, k, v, scale, p, y):
 # %% ../nbs/transformer.ipynb #6cdc0cbd
 @compiled()
 def attention_backward_kernel(grad, q, k, v, scale, p, dq, dk, dv):
-    "Adds the gradients with respect to q, k and v, from that with respect to y (T, d_v)."
+    "Adds to dq, dk, dv the gradients, from grad (T, d_v), that of y."
     for t in range(len(q)):
         dp = np.zeros(len(k), q.dtype)
         for s in range(len(k)):
@@ -80,57 +67,58 @@ def attention_backward_kernel(grad, q, k, v, scale, p, dq, dk, dv):
 # %% ../nbs/transformer.ipynb #f3553ffb
 @compiled()
 def online_attention_kernel(q, k, v, scale, y):
-    "The same outputs without the weights: the sum is rescaled when the maximum grows."
+    "Outputs y (T, d_v) of one head by an online softmax, without weights."
     for t in range(len(q)):
-        top, total = q.dtype.type(-np.inf), q.dtype.type(0)
+        max_score = q.dtype.type(-np.inf)
+        total = q.dtype.type(0)
         y[t] = 0
         for s in range(len(k)):
-            z = scale * (q[t] * k[s]).sum()
-            if z > top:
-                y[t] *= np.exp(top - z)
-                total, top = total * np.exp(top - z), z
-            e = np.exp(z - top)
-            y[t] += e * v[s]
-            total += e
+            score = scale * (q[t] * k[s]).sum()
+            if score > max_score:
+                rescale = np.exp(max_score - score)
+                y[t] *= rescale
+                total *= rescale
+                max_score = score
+            weight = np.exp(score - max_score)
+            y[t] += weight * v[s]
+            total += weight
         y[t] /= total
 
 # %% ../nbs/transformer.ipynb #129282d7
 #| code-fold: true
-def _arguments(
-    query: ArrayLike,
-    key: ArrayLike,
-    value: ArrayLike,
-    attn_mask: ArrayLike | None,
-    is_causal: bool,
-    scale: float | None,
+_SCALE_LIMIT = 1e30
+
+
+def _check_score_mask(attn_mask: Any) -> np.ndarray:
+    "`attn_mask` as an array of booleans or of numbers below infinity."
+    attn_mask = as_array(attn_mask, "attn_mask")
+    if attn_mask.dtype == bool:
+        return attn_mask
+    if attn_mask.dtype not in FLOATS:
+        raise TypeError(
+            f"attn_mask: expected bool or float, got dtype {attn_mask.dtype}"
+        )
+    if not (attn_mask < np.inf).all():
+        raise ValueError(
+            "attn_mask: expected numbers below infinity, got NaN or infinity"
+        )
+    return attn_mask
+
+# %% ../nbs/transformer.ipynb #a811dd4f
+#| code-fold: true
+def _check_attention(
+    query: Any, key: Any, value: Any, mask: Any, is_causal: Any, scale: Any
 ) -> tuple:
-    "The arguments of `attention_forward`, looked at."
+    "The arguments of `attention_forward`, checked."
     check_flag(is_causal, "is_causal")
     if scale is not None:
-        scale = check_real(scale, "scale", -1e30)
-    if attn_mask is not None:
-        try:
-            attn_mask = np.asarray(attn_mask)
-        except ValueError as e:
-            raise ValueError(
-                "attn_mask: expected an array, got rows of unequal length"
-            ) from e
-        if attn_mask.dtype != bool and attn_mask.dtype not in FLOATS:
-            raise TypeError(
-                f"attn_mask: expected bool or float, got dtype {attn_mask.dtype}"
-            )
-        if attn_mask.dtype != bool and not (attn_mask < np.inf).all():
-            raise ValueError(
-                "attn_mask: expected numbers below infinity, got NaN or infinity"
-            )
-    return (
-        as_float(query, "query"),
-        as_float(key, "key"),
-        as_float(value, "value"),
-        attn_mask,
-        is_causal,
-        scale,
-    )
+        scale = check_real(scale, "scale", -_SCALE_LIMIT, _SCALE_LIMIT)
+    if mask is not None:
+        mask = _check_score_mask(mask)
+    query = as_float(query, "query")
+    key = as_float(key, "key")
+    value = as_float(value, "value")
+    return query, key, value, mask, is_causal, scale
 
 # %% ../nbs/transformer.ipynb #f3bd8064
 #| code-fold: true
@@ -143,22 +131,51 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> np.ndarray:
-    r"""The mean of the values of each query, weighted by softmax of its scores with the keys.
+    r"""Scaled dot-product attention.
 
-    - `query` (..., L, E), `key` (..., S, E), `value` (..., S, Ev), the axes before them the
-      same; float32 or float64. Returns (..., L, Ev).
-    - `attn_mask`: broadcasts to (..., L, S); bool, True where a query may look at a key, or
-      float, added to the scores. `is_causal`: query i looks at keys 0 to i only; both may be
-      given. Where a query may look at no key, or there is none, the answer is 0.
-    - `scale`: of the scores, by default $1/\sqrt{E}$. Needs memory for L and S numbers, not
-      for L times S (a mask that large apart).
-    - Raises TypeError or ValueError, naming the argument, on shapes and dtypes that do not
-      fit, NaN and infinity.
-    - Source: Dao et al. (2022), with the layout of @sec-dot_product-layout.
+    Computes $\mathrm{softmax}(QK^\top / \sqrt{E})V$ without storing the
+    weights.
+
+    Parameters
+    ----------
+    query : array_like, (..., L, E)
+        Queries, float32 or float64.
+    key : array_like, (..., S, E)
+        Keys; the axes before the last two are those of `query`.
+    value : array_like, (..., S, Ev)
+        Values; the axes before the last two are those of `query`.
+    attn_mask : array_like, broadcasts to (..., L, S)
+        Of bool: True where a query may attend to a key. Of float: added to the
+        scores.
+    is_causal : bool
+        Query i attends to keys 0 to i only; `attn_mask` may be given as well.
+    scale : float
+        Factor of the scores, by default $1/\sqrt{E}$.
+
+    Returns
+    -------
+    ndarray, (..., L, Ev)
+        For each query, the mean of the values with the attention weights; 0
+        where there is no key or all keys are masked.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If shapes or dtypes do not fit, or there is NaN or infinity; names the
+        argument.
+
+    Notes
+    -----
+    Needs memory for L and S numbers, not for L times S (a mask that large
+    apart). The memory layout is that of @sec-dot_product-layout.
+
+    References
+    ----------
+    Dao et al. (2022), FlashAttention.
     """
-    return attention_forward(
-        *_arguments(query, key, value, attn_mask, is_causal, scale)
-    )[0]
+    checked = _check_attention(query, key, value, attn_mask, is_causal, scale)
+    output, _ = attention_forward(*checked)
+    return output
 
 # %% ../nbs/transformer.ipynb #8637b64c
 #| code-fold: true
@@ -172,37 +189,64 @@ def scaled_dot_product_attention_backward(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """From the gradient by the answer (..., L, Ev), those by query, key and value.
+    r"""Gradients of scaled dot-product attention.
 
-    - The other arguments as in `scaled_dot_product_attention`, which is run again. None is
-      given by `attn_mask`.
-    - Raises TypeError or ValueError as it does, and where `grad` does not fit.
+    Parameters
+    ----------
+    grad : array_like, (..., L, Ev)
+        The gradient of the loss with respect to the output.
+    query : array_like, (..., L, E)
+        Queries, float32 or float64.
+    key : array_like, (..., S, E)
+        Keys; the axes before the last two are those of `query`.
+    value : array_like, (..., S, Ev)
+        Values; the axes before the last two are those of `query`.
+    attn_mask : array_like, broadcasts to (..., L, S)
+        Of bool: True where a query may attend to a key. Of float: added to the
+        scores.
+    is_causal : bool
+        Query i attends to keys 0 to i only; `attn_mask` may be given as well.
+    scale : float
+        Factor of the scores, by default $1/\sqrt{E}$.
+
+    Returns
+    -------
+    tuple of ndarray
+        The gradients with respect to `query`, `key` and `value`; there is none
+        with respect to `attn_mask`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If shapes or dtypes do not fit, or there is NaN or infinity; names the
+        argument.
+
+    Notes
+    -----
+    The forward pass is computed again.
     """
-    out, cache = attention_forward(
-        *_arguments(query, key, value, attn_mask, is_causal, scale)
-    )
-    dq, dk, dv = attention_backward(
-        as_float(grad, "grad", out.shape, out.dtype), cache
-    )
-    return dq, dk, dv
+    checked = _check_attention(query, key, value, attn_mask, is_causal, scale)
+    output, cache = attention_forward(*checked)
+    grad = as_float(grad, "grad", output.shape, output.dtype)
+    grad_query, grad_key, grad_value = attention_backward(grad, cache)
+    return grad_query, grad_key, grad_value
 
 # %% ../nbs/transformer.ipynb #c83ce59f
 #| code-fold: true
-def _visible(
-    shape: tuple[int, int, int, int],
-    key_padding_mask: Any,
-    attn_mask: Any,
-    names: tuple[str, str],
+def _combine_masks(
+    shape: tuple[int, ...], key_padding_mask: Any, attn_mask: Any, names: Any
 ) -> np.ndarray | None:
-    "Both masks as one that suits scores of `shape` (m, heads, T, S); None: all is visible."
-    m, h, t, s = shape
+    "Both masks as one for scores of `shape` (B, heads, T, S), or None."
+    m, _, t, s = shape
     mask = None
     if attn_mask is not None:
-        mask = check_mask(attn_mask, names[1], (t, s), (m, t, s), (m, h, t, s))
-        mask = mask[:, None] if mask.ndim == 3 else mask
+        mask = check_mask(attn_mask, names[1], (t, s), (m, t, s), shape)
+        if mask.ndim == 3:
+            mask = mask[:, None]
     if key_padding_mask is not None:
-        real = check_mask(key_padding_mask, names[0], (m, s))[:, None, None]
-        mask = real if mask is None else mask & real
+        padding_mask = check_mask(key_padding_mask, names[0], (m, s))
+        padding_mask = padding_mask[:, None, None]
+        mask = padding_mask if mask is None else mask & padding_mask
     return mask
 
 # %% ../nbs/transformer.ipynb #c6e63162
@@ -212,91 +256,280 @@ def _table_options(
 ) -> tuple[np.ndarray, bool, Any]:
     "Mask, `is_causal` and scale as `table_attention` takes them."
     shape = (*q.shape[:3], k.shape[2])
-    return (
-        mask_with_four_axes(mask, shape, q.dtype),
-        is_causal,
-        q.dtype.type(q.shape[3] ** -0.5),
-    )
+    mask = mask_with_four_axes(mask, shape, q.dtype)
+    scale = q.dtype.type(q.shape[3] ** -0.5)
+    return mask, is_causal, scale
 
 # %% ../nbs/transformer.ipynb #4dcb87fa
 @compiled(fastmath=FUSED)
-def _one_query(q, store, layer, real, heads, y):
-    "What each query (m, d) draws from the keys and values of `layer` where `real` (m, S)."
-    d, low, zero = y.shape[1] // heads, y.dtype.type(-np.inf), y.dtype.type(0)
-    p, root = np.empty(store.shape[1], y.dtype), y.dtype.type(1 / np.sqrt(d))
-    for i in range(y.shape[0]):
+def _exponentials(p):
+    "Sets scores p to exp(p - max(p)), or to 0 where all are -inf."
+    max_score = row_max(p)
+    shift = max_score if max_score > -np.inf else p.dtype.type(0)
+    for s in range(len(p)):
+        p[s] = fast_exp(p[s] - shift)
+
+# %% ../nbs/transformer.ipynb #95540b90
+@compiled(fastmath=FUSED)
+def _one_query(q, store, layer, mask, heads, y):
+    "Outputs y (B, d) of q (B, d); store (B, S, layers, 2, d), mask (B, S)."
+    d_k = y.shape[1] // heads
+    scale = y.dtype.type(1 / np.sqrt(d_k))
+    p = np.empty(store.shape[1], y.dtype)
+    for i in range(len(y)):
         for h in range(heads):
-            query, out = q[i, h * d : (h + 1) * d], y[i, h * d : (h + 1) * d]
-            for s in range(p.size):
-                key = store[i, s, layer, 0, h * d : (h + 1) * d]
-                p[s] = row_dot(query, key) * root if real[i, s] else low
-            top = row_max(p)
-            shift = top if top > low else zero
-            for s in range(p.size):
-                p[s] = fast_exp(p[s] - shift)
-            out[:] = 0
-            for s in range(p.size):
-                if real[i, s]:
-                    value = store[i, s, layer, 1, h * d : (h + 1) * d]
-                    for j in range(d):
-                        out[j] += p[s] * value[j]
+            head = slice(h * d_k, (h + 1) * d_k)
+            for s in range(len(p)):
+                p[s] = -np.inf
+                if mask[i, s]:
+                    key = store[i, s, layer, 0, head]
+                    p[s] = row_dot(q[i, head], key) * scale
+            _exponentials(p)
+            output = y[i, head]
+            output[:] = 0
+            for s in range(len(p)):
+                if mask[i, s]:
+                    value = store[i, s, layer, 1, head]
+                    for j in range(d_k):
+                        output[j] += p[s] * value[j]
             total = row_sum(p)
-            if total != zero:
-                out /= total
+            if total != 0:
+                output /= total
 
 # %% ../nbs/transformer.ipynb #7be0a006
 @compiled(fastmath=FUSED)
 def _rotate_pairs(x, cos, sin, heads, start, stop):
-    "Turns the pairs of numbers of the first `heads` heads of `x` (m, steps, heads, d)."
+    "Rotates the pairs of the first `heads` heads of x (B, T, heads, d_k)."
     for i in range(start, stop):
         for t in range(x.shape[1]):
             for h in range(heads):
-                row, c, s = x[i, t, h], cos[t], sin[t]
-                for j in range(c.size):
+                row = x[i, t, h]
+                for j in range(cos.shape[1]):
                     a, b = row[2 * j], row[2 * j + 1]
-                    row[2 * j], row[2 * j + 1] = (
-                        a * c[j] - b * s[j],
-                        a * s[j] + b * c[j],
-                    )
+                    c, s = cos[t, j], sin[t, j]
+                    row[2 * j] = a * c - b * s
+                    row[2 * j + 1] = a * s + b * c
+
+# %% ../nbs/transformer.ipynb #38f69315
+_WAVELENGTH_BASE = 10000.0
+
+
+def _angles(t: np.ndarray, d: int, name: str) -> np.ndarray:
+    "The angle of each pair of d numbers at positions `t`: (..., d / 2)."
+    if check_count(d, name) % 2:
+        raise ValueError(f"{name}: expected an even number, got {d}")
+    return t[..., None] * _WAVELENGTH_BASE ** (-np.arange(0, d, 2) / d)
 
 # %% ../nbs/transformer.ipynb #9eaa3962
 @lru_cache(maxsize=32)
 def _rotation_tables(steps: int, d: int, dtype: Any) -> np.ndarray:
     "Cosines, sines and their negatives, (3, steps, d / 2), of the angles."
-    angles = np.arange(steps)[:, None] * 10000.0 ** (-np.arange(0, d, 2) / d)
-    return np.stack([np.cos(angles), np.sin(angles), -np.sin(angles)]).astype(
-        dtype
-    )
+    angles = _angles(np.arange(steps), d, "d")
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.stack([cos, sin, -sin]).astype(dtype)
+
+# %% ../nbs/transformer.ipynb #37669afc
+_MIN_TABLE = 64
+
+
+def _table_length(steps: int) -> int:
+    "The next power of two, at least 64."
+    return max(_MIN_TABLE, 1 << (steps - 1).bit_length())
 
 # %% ../nbs/transformer.ipynb #87e74ade
 def _rotate_in_place(
-    x: np.ndarray, heads: int, first: int = 0, back: bool = False
+    x: np.ndarray, heads: int, first: int = 0, inverse: bool = False
 ) -> None:
-    "Turn the first `heads` heads of `x` by their positions, `first` and what follows, in place."
+    "Rotates the first `heads` heads of x (B, T, heads, d_k), from `first` on."
     stop = first + x.shape[1]
-    steps = max(64, 1 << (stop - 1).bit_length())
-    tables = _rotation_tables(steps, x.shape[3], x.dtype)[:, first:stop]
-    run_shared(
-        _rotate_pairs, len(x), x.size, x, tables[0], tables[1 + back], heads
-    )
+    tables = _rotation_tables(_table_length(stop), x.shape[3], x.dtype)
+    cos, sin, minus_sin = tables[:, first:stop]
+    if inverse:
+        sin = minus_sin
+    run_shared(_rotate_pairs, len(x), x.size, x, cos, sin, heads)
+
+# %% ../nbs/transformer.ipynb #47394907
+#| code-fold: true
+def _check_vectors(
+    x: Any, name: str, weight: np.ndarray, m: int | None = None
+) -> np.ndarray:
+    "`x` as vectors (B, steps, d), at least one of each; weight: (d, d)."
+    x = check_input(x, name, weight)
+    d = len(weight)
+    fits = x.ndim == 3 and x.shape[2] == d and 0 not in x.shape
+    if not fits or m not in (None, len(x)):
+        raise ValueError(
+            f"{name}: expected shape ({m or 'm'}, steps, {d}) with at "
+            f"least one example and one step, got {x.shape}"
+        )
+    return x
+
+# %% ../nbs/transformer.ipynb #fc187b7c
+#| code-fold: true
+def _check_value(
+    value: Any, inputs: list[np.ndarray], weight: np.ndarray
+) -> np.ndarray:
+    "`value` as vectors, if there is a key and they fit it; weight: (d, d)."
+    if len(inputs) == 1:
+        raise ValueError(
+            "key: expected an array where there is a value, got None"
+        )
+    value = _check_vectors(value, "value", weight, len(inputs[0]))
+    if value.shape != inputs[1].shape:
+        raise ValueError(
+            f"value: expected shape {inputs[1].shape}, as key has, "
+            f"got {value.shape}"
+        )
+    return value
+
+# %% ../nbs/transformer.ipynb #302d079c
+#| code-fold: true
+def _check_attention_inputs(
+    query: Any, key: Any, value: Any, weight: np.ndarray
+) -> list[np.ndarray]:
+    "The given ones of query, key and value, checked; weight: (d, d)."
+    inputs = [_check_vectors(query, "query", weight)]
+    if key is not None:
+        inputs.append(_check_vectors(key, "key", weight, len(inputs[0])))
+    if value is not None:
+        inputs.append(_check_value(value, inputs, weight))
+    return inputs
+
+# %% ../nbs/transformer.ipynb #21c144cf
+#| code-fold: true
+def _attention_parameters(
+    d: int, bias: bool, rng: np.random.Generator, dtype: DTypeLike
+) -> dict[str, np.ndarray]:
+    "Weights and biases under PyTorch's names, and with its initialization."
+    out = uniform_parameters({"out_proj.weight": (d, d)}, d, rng, dtype)
+    weight = xavier_uniform((3 * d, d), rng=rng, dtype=dtype)
+    if not bias:
+        return {"in_proj_weight": weight, **out}
+    return {
+        "in_proj_weight": weight,
+        "in_proj_bias": np.zeros(3 * d, dtype),
+        **out,
+        "out_proj.bias": np.zeros(d, dtype),
+    }
+
+# %% ../nbs/transformer.ipynb #eddb83e0
+class _Projections(Layer):
+    "Products with `in_proj_weight` (3 d, d), split into heads."
+
+    num_heads: int
+    rotary: bool
+
+    def _linear(
+        self, name: str, x: np.ndarray, rows: slice = slice(None)
+    ) -> np.ndarray:
+        "x times some rows of a weight, transposed, plus their biases."
+        y = np.dot(x, self.params[name + "weight"][rows].T)
+        if name + "bias" in self.params:
+            y += self.params[name + "bias"][rows]
+        return y
+
+    def _project(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        "Queries, keys and values, (B, heads, steps, d_k) each."
+        heads = []
+        d = inputs[0].shape[2]
+        for k in range(3):
+            # the last input stands for those that were not given
+            x = inputs[min(k, len(inputs) - 1)]
+            rows = slice(k * d, (k + 1) * d)
+            y = self._linear("in_proj_", x.reshape(-1, d), rows)
+            y = y.reshape(*x.shape[:2], self.num_heads, -1)
+            if self.rotary and k < 2:  # queries and keys
+                _rotate_in_place(y, self.num_heads)
+            heads.append(y.transpose(0, 2, 1, 3))
+        return heads
+
+    def _concatenate(self, grads: Any, first: int) -> np.ndarray:
+        "Gradients of projections `first`, ... as (B T, ...), rotated back."
+        m, heads, steps, d_k = grads[0].shape
+        y = np.empty((m, steps, len(grads), heads, d_k), grads[0].dtype)
+        for k, grad in enumerate(grads):
+            y[:, :, k] = grad.transpose(0, 2, 1, 3)
+        rotated = min(len(grads), 2 - first)  # values are not
+        if self.rotary and rotated > 0:
+            flat = y.reshape(m, steps, -1, d_k)
+            _rotate_in_place(flat, rotated * heads, inverse=True)
+        return y.reshape(m * steps, -1)
+
+    def _project_backward(
+        self, grad_heads: Any, inputs: list[np.ndarray], input_grad: bool
+    ) -> tuple[list[Any], dict[str, np.ndarray]]:
+        "Gradients of the inputs and `in_proj_`..., from those of q, k, v."
+        weight = self.params["in_proj_weight"]
+        d = weight.shape[1]
+        grad_weight = np.empty_like(weight)
+        grad_bias = np.empty(len(weight), weight.dtype)
+        grad_inputs: list[Any] = []
+        for i, x in enumerate(inputs):
+            stop = i + 1 if i < len(inputs) - 1 else 3
+            grad = self._concatenate(grad_heads[i:stop], first=i)
+            rows = slice(i * d, stop * d)
+            ones = np.ones(len(grad), grad.dtype)
+            np.dot(grad.T, x.reshape(-1, d), out=grad_weight[rows])
+            np.dot(ones, grad, out=grad_bias[rows])
+            grad_x = None
+            if input_grad:
+                grad_x = np.dot(grad, weight[rows]).reshape(x.shape)
+            grad_inputs.append(grad_x)
+        grads = {"in_proj_weight": grad_weight, "in_proj_bias": grad_bias}
+        return grad_inputs, grads
 
 # %% ../nbs/transformer.ipynb #dd92aedc
-class MultiHeadAttention(Layer):
-    """Attention in `num_heads` heads, each with queries, keys and values of its own.
+class MultiHeadAttention(_Projections):
+    r"""Multi-head attention.
 
-    - `layer(query)`: self-attention; `layer(query, key)`: `key` gives the values too;
-      `layer(query, key, value)`. `query` (m, T, embed_dim), the others (m, S, embed_dim);
-      gives (m, T, embed_dim).
-    - `key_padding_mask`: bool (m, S), True at real keys; `attn_mask`: bool (T, S), (m, T, S)
-      or (m, num_heads, T, S), True where the query may see the key; `is_causal`: query t sees
-      keys 0 to t only. PyTorch's layer means the opposite by True. A query that sees nothing
-      gets heads of 0, where PyTorch's layer gives NaN.
-    - `params`: PyTorch's names: `in_proj_weight` (3 embed_dim, embed_dim), `out_proj.weight`
-      and, if `bias`, `in_proj_bias`, `out_proj.bias`. `dropout`: of the weights, in training.
-    - `rotary`: turn queries and keys by their positions (see `rotate`), which PyTorch's layer
-      does not; then embed_dim / num_heads is even.
-    - Raises ValueError or TypeError on sizes, shapes, dtypes and masks that do not fit.
-    - Source: Vaswani et al. (2017); PyTorch's `MultiheadAttention`, with the batch first.
+    Parameters
+    ----------
+    embed_dim : int
+        Model width: the length of queries, keys, values and outputs; a
+        multiple of `num_heads`; with `rotary` embed_dim / num_heads is even.
+    num_heads : int
+        Number of heads, each of width embed_dim / num_heads.
+    dropout : float
+        Probability with which an attention weight is set to 0 in training.
+    bias : bool
+        Whether the four projections add a bias.
+    rotary : bool
+        Rotate queries and keys by their positions (see `rotate`), which
+        PyTorch's layer does not.
+    rng : Generator or int
+        Random generator or seed of initialization and dropout.
+    dtype : dtype
+        Of the parameters, float32 or float64.
+
+    Attributes
+    ----------
+    params : dict of ndarray
+        `in_proj_weight` (3 embed_dim, embed_dim), `out_proj.weight`
+        (embed_dim, embed_dim) and, with `bias`, `in_proj_bias` (3 embed_dim,)
+        and `out_proj.bias` (embed_dim,), as PyTorch names them.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If sizes, shapes, dtypes or masks do not fit.
+
+    Notes
+    -----
+    ``layer(query)`` is self-attention; in ``layer(query, key)`` the keys'
+    vectors give the values, too; ``layer(query, key, value)`` takes all three.
+    `query` is (B, T, embed_dim), the others (B, S, embed_dim), the output (B,
+    T, embed_dim).
+
+    `key_padding_mask`, bool (B, S), is True at keys that are no padding;
+    `attn_mask`, bool (T, S), (B, T, S) or (B, num_heads, T, S), is True where
+    a query may attend to a key; with `is_causal` query t attends to keys 0 to
+    t only. PyTorch's layer means the opposite by True. A query all of whose
+    keys are masked gets heads of 0, where PyTorch's layer gives NaN.
+
+    References
+    ----------
+    Vaswani et al. (2017); PyTorch's `MultiheadAttention`, with the batch
+    first.
     """
 
     def __init__(
@@ -310,10 +543,8 @@ class MultiHeadAttention(Layer):
         rng: np.random.Generator | int | None = None,
         dtype: DTypeLike = np.float32,
     ):
-        d, h = (
-            check_count(embed_dim, "embed_dim"),
-            check_count(num_heads, "num_heads"),
-        )
+        d = check_count(embed_dim, "embed_dim")
+        h = check_count(num_heads, "num_heads")
         if d % h:
             raise ValueError(
                 f"embed_dim: expected a multiple of num_heads, {h}, got {d}"
@@ -323,62 +554,85 @@ class MultiHeadAttention(Layer):
                 f"embed_dim: expected an even number for each of {h} heads if "
                 f"rotary, got {d}"
             )
-        self.num_heads, self.rotary, rng = h, rotary, check_rng(rng)
-        p = check_real(dropout, "dropout", 0, 1)
-        self.dropout = Dropout(
-            p, rng
-        )  # not among the parts of what holds this layer
-        out = uniform_parameters({"out_proj.weight": (d, d)}, d, rng, dtype)
-        self.params = {
-            "in_proj_weight": xavier_uniform((3 * d, d), rng=rng, dtype=dtype),
-            "in_proj_bias": np.zeros(3 * d, dtype),
-            **out,
-            "out_proj.bias": np.zeros(d, dtype),
-        }
-        if not check_flag(bias, "bias"):
-            del self.params["in_proj_bias"], self.params["out_proj.bias"]
+        self.num_heads = h
+        self.rotary = rotary
+        rng = check_rng(rng)
+        # no part with a name: it has no parameters
+        self.dropout = Dropout(check_real(dropout, "dropout", 0, 1), rng)
+        bias = check_flag(bias, "bias")
+        self.params = _attention_parameters(d, bias, rng, dtype)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         query: np.ndarray,
-        key: np.ndarray | None = None,  # type: ignore[override]
+        key: np.ndarray | None = None,
         value: np.ndarray | None = None,
         key_padding_mask: Any = None,
         attn_mask: Any = None,
         is_causal: bool = False,
     ) -> tuple[np.ndarray, Any]:
-        inputs = self._inputs(query, key, value)
-        mask = self._seen(inputs, key_padding_mask, attn_mask)
+        weight = self.params["out_proj.weight"]
+        inputs = _check_attention_inputs(query, key, value, weight)
+        mask = self._mask(inputs, key_padding_mask, attn_mask)
         return self._attend(inputs, mask, check_flag(is_causal, "is_causal"))
 
-    def _attend(
+    def _mask(
         self,
         inputs: list[np.ndarray],
-        mask: np.ndarray | None,
-        is_causal: bool,
-    ) -> tuple[np.ndarray, Any]:
-        "As `forward`, from arguments that were looked at."
-        q, k, v = self._heads(inputs)
-        if self.dropout.training and self.dropout.p > 0:
-            options = _table_options(q, k, mask, is_causal)
-            y, cache = table_attention(q, k, v, *options, self._dropped)
-        else:
-            y, cache = attention_forward(q, k, v, mask, is_causal)
-        y = y.transpose(0, 2, 1, 3).reshape(-1, inputs[0].shape[2])
-        return self._linear("out_proj.", y).reshape(inputs[0].shape), (
-            inputs,
-            y,
-            cache,
-        )
+        key_padding_mask: Any,
+        attn_mask: Any,
+        names: tuple[str, str] = ("key_padding_mask", "attn_mask"),
+    ) -> np.ndarray | None:
+        "Both masks as one, if they fit the inputs; `names`: for errors."
+        m, t, _ = inputs[0].shape
+        shape = (m, self.num_heads, t, inputs[-1].shape[1])
+        return _combine_masks(shape, key_padding_mask, attn_mask, names)
 
-    def _dropped(self, p: np.ndarray) -> tuple[np.ndarray, Any]:
-        "Weights after dropout, and by what they were multiplied."
-        used, (factors, *_) = self.dropout.forward(p)
-        return used, factors
+    def _attend(
+        self, inputs: list[np.ndarray], mask: np.ndarray | None, causal: bool
+    ) -> tuple[np.ndarray, Any]:
+        "Output and cache of `forward`, from arguments that were checked."
+        q, k, v = self._project(inputs)
+        if self.dropout.training and self.dropout.p > 0:
+            options = _table_options(q, k, mask, causal)
+            y, cache = table_attention(q, k, v, *options, self._drop)
+        else:
+            y, cache = attention_forward(q, k, v, mask, causal)
+        shape = inputs[0].shape
+        y = y.transpose(0, 2, 1, 3).reshape(-1, shape[2])
+        output = self._linear("out_proj.", y).reshape(shape)
+        return output, (inputs, y, cache)
+
+    def _drop(self, p: np.ndarray) -> tuple[np.ndarray, Any]:
+        "Weights after dropout, and the factors by which it multiplied them."
+        used, cache = self.dropout.forward(p)
+        return used, cache[0]
 
     def train(self, mode: bool = True) -> MultiHeadAttention:
         self.dropout.train(mode)
         return super().train(mode)
+
+    def backward(
+        self, grad: np.ndarray, cache: Any, input_grad: bool = True
+    ) -> tuple[Any, dict[str, np.ndarray]]:
+        "(grad_query, grads); for two or three inputs a tuple, grads."
+        inputs, y, attention_cache = cache
+        check_array(grad, inputs[0].shape, y.dtype)
+        m, steps, _ = grad.shape
+        grad = grad.reshape(y.shape)
+        heads = np.dot(grad, self.params["out_proj.weight"])
+        heads = heads.reshape(m, steps, self.num_heads, -1)
+        heads = heads.transpose(0, 2, 1, 3)
+        grad_heads = attention_backward(heads, attention_cache)
+        grad_inputs, grads = self._project_backward(
+            grad_heads, inputs, input_grad
+        )
+        ones = np.ones(len(grad), grad.dtype)
+        grads["out_proj.weight"] = np.dot(grad.T, y)
+        grads["out_proj.bias"] = np.dot(ones, grad)
+        grads = {name: grads[name] for name in self.params}
+        several = len(inputs) > 1
+        return (tuple(grad_inputs) if several else grad_inputs[0]), grads
 
     def weights(
         self,
@@ -388,255 +642,236 @@ class MultiHeadAttention(Layer):
         attn_mask: Any = None,
         is_causal: bool = False,
     ) -> np.ndarray:
-        "How much each query draws from each key, by head: (m, num_heads, T, S)."
-        inputs = self._inputs(query, key, None)
-        mask = self._seen(inputs, key_padding_mask, attn_mask)
-        q, k, _ = self._heads(inputs)
-        options = _table_options(
-            q, k, mask, check_flag(is_causal, "is_causal")
-        )
-        return attention_weights(q, k, *options)
+        """Attention weights of each head.
 
-    def backward(
-        self, grad: np.ndarray, cache: Any, input_grad: bool = True
-    ) -> tuple[Any, dict[str, np.ndarray]]:
-        "(grad_query, grads), or a tuple of gradients where `forward` was given two or three."
-        inputs, y, cache = cache
-        check_array(grad, inputs[0].shape, y.dtype)
-        flat = grad.reshape(y.shape)
-        heads = np.dot(flat, self.params["out_proj.weight"])
-        heads = heads.reshape(*grad.shape[:2], self.num_heads, -1).transpose(
-            0, 2, 1, 3
-        )
-        parts = attention_backward(heads, cache)
-        grads = {
-            "out_proj.weight": np.dot(flat.T, y),
-            "out_proj.bias": np.dot(np.ones(len(flat), flat.dtype), flat),
-        }
-        grad_inputs, grads_in = self._heads_backward(parts, inputs, input_grad)
-        grads |= grads_in
-        return (
-            tuple(grad_inputs) if len(inputs) > 1 else grad_inputs[0],
-            {name: grads[name] for name in self.params},
-        )
+        Parameters
+        ----------
+        query : ndarray, (B, T, embed_dim)
+            The vectors of which queries are made.
+        key : ndarray, (B, S, embed_dim)
+            The vectors of which keys are made; by default `query`.
+        key_padding_mask : ndarray of bool, (B, S)
+            True at keys that are no padding.
+        attn_mask : ndarray of bool, (T, S), (B, T, S) or (B, num_heads, T, S)
+            True where a query may attend to a key.
+        is_causal : bool
+            Query t attends to keys 0 to t only.
 
-    def _step(
-        self,
-        x: np.ndarray,
-        store: np.ndarray,
-        layer: int,
-        real: np.ndarray,
-        own: bool,
-    ) -> tuple[np.ndarray, Any]:
-        """What one position (m, embed_dim) draws from what is stored of `layer`.
+        Returns
+        -------
+        ndarray, (B, num_heads, T, S)
+            Each row sums to 1, or is 0 where all keys are masked.
 
-        - `own`: whether its own key and value are the last there, and yet to be written.
+        Raises
+        ------
+        ValueError, TypeError
+            If shapes, dtypes or masks do not fit.
         """
-        d = x.shape[1]
-        q = self._linear("in_proj_", x, slice(3 * d if own else d))
-        if self.rotary and own:
-            _rotate_in_place(
-                q.reshape(len(x), 1, 3 * self.num_heads, -1),
-                2 * self.num_heads,
-                store.shape[1] - 1,
-            )
-        if own:
-            store[:, -1, layer] = q[:, d:].reshape(-1, 2, d)
-        y = np.empty(x.shape, x.dtype)
-        parallel_for(
-            lambda i, j: _one_query(
-                q[i:j], store[i:j], layer, real[i:j], self.num_heads, y[i:j]
-            ),
-            len(x),
-            4 * store.shape[1] * x.size,
-        )
-        return self._linear("out_proj.", y), None
+        weight = self.params["out_proj.weight"]
+        inputs = _check_attention_inputs(query, key, None, weight)
+        mask = self._mask(inputs, key_padding_mask, attn_mask)
+        q, k, _ = self._project(inputs)
+        causal = check_flag(is_causal, "is_causal")
+        return attention_weights(q, k, *_table_options(q, k, mask, causal))
 
-    def _stored(
+    def _self_step(
+        self, x: np.ndarray, store: np.ndarray, layer: int
+    ) -> np.ndarray:
+        "Self-attention of one more position x (B, d), the last of `store`."
+        m, d = x.shape
+        qkv = self._linear("in_proj_", x)
+        if self.rotary:
+            heads = qkv.reshape(m, 1, 3 * self.num_heads, -1)
+            position = store.shape[1] - 1
+            _rotate_in_place(heads, 2 * self.num_heads, position)
+        store[:, -1, layer] = qkv[:, d:].reshape(m, 2, d)
+        mask = np.ones(store.shape[:2], bool)
+        return self._look_up(qkv, store, layer, mask)
+
+    def _cross_step(
+        self, x: np.ndarray, store: np.ndarray, layer: int, mask: np.ndarray
+    ) -> np.ndarray:
+        "Cross-attention of one position x (B, d) to the keys in `store`."
+        q = self._linear("in_proj_", x, slice(x.shape[1]))
+        return self._look_up(q, store, layer, mask)
+
+    def _look_up(
+        self, q: np.ndarray, store: np.ndarray, layer: int, mask: np.ndarray
+    ) -> np.ndarray:
+        "Outputs (B, d) of queries, the first d columns of q, from `store`."
+        m, s, _, _, d = store.shape
+        y = np.empty((m, d), q.dtype)
+
+        def work(i, j):
+            _one_query(
+                q[i:j], store[i:j], layer, mask[i:j], self.num_heads, y[i:j]
+            )
+
+        cost = 4 * s * y.size
+        parallel_for(work, m, cost)
+        return self._linear("out_proj.", y)
+
+    def _store(
         self, memory: np.ndarray, store: np.ndarray, layer: int
     ) -> None:
-        "Keep keys and values of `memory` (m, S, embed_dim) for `layer`."
-        d = memory.shape[2]
-        y = self._linear("in_proj_", memory.reshape(-1, d), slice(d, 3 * d))
-        store[:, :, layer] = y.reshape(*memory.shape[:2], 2, d)
-
-    def _inputs(self, query: Any, key: Any, value: Any) -> list[np.ndarray]:
-        "What was given, if it fits."
-        if key is None and value is not None:
-            raise ValueError(
-                "key: expected an array where there is a value, got None"
-            )
-        inputs = [self._vectors(query, "query")]
-        for x, name in ((key, "key"), (value, "value")):
-            if x is not None:
-                inputs.append(self._vectors(x, name, len(inputs[0])))
-        if len(inputs) == 3 and inputs[2].shape != inputs[1].shape:
-            raise ValueError(
-                f"value: expected shape {inputs[1].shape}, as key has, "
-                f"got {inputs[2].shape}"
-            )
-        return inputs
-
-    def _vectors(self, x: Any, name: str, m: int | None = None) -> np.ndarray:
-        "The argument `name` as vectors (m, steps, embed_dim), at least one of each."
-        weight = self.params["out_proj.weight"]
-        x = check_input(x, name, weight)
-        if (
-            x.ndim != 3
-            or x.shape[2] != len(weight)
-            or 0 in x.shape
-            or m not in (None, len(x))
-        ):
-            raise ValueError(
-                f"{name}: expected shape ({m or 'm'}, steps, {len(weight)}) with at "
-                f"least one example and one step, got {x.shape}"
-            )
-        return x
-
-    def _seen(
-        self,
-        inputs: list[np.ndarray],
-        key_padding_mask: Any,
-        attn_mask: Any,
-        names: tuple[str, str] = ("key_padding_mask", "attn_mask"),
-    ) -> np.ndarray | None:
-        "Both masks as one, if they fit the inputs."
-        shape = (
-            len(inputs[0]),
-            self.num_heads,
-            inputs[0].shape[1],
-            inputs[-1].shape[1],
-        )
-        return _visible(shape, key_padding_mask, attn_mask, names)
-
-    def _rows(
-        self, inputs: list[np.ndarray]
-    ) -> list[tuple[np.ndarray, slice]]:
-        "What queries, keys and values are made of, and by which rows of `in_proj_weight`."
-        d = inputs[0].shape[2]
-        three = [*inputs, *inputs[-1:] * (3 - len(inputs))]
-        return [(x, slice(k * d, (k + 1) * d)) for k, x in enumerate(three)]
-
-    def _linear(
-        self, name: str, x: np.ndarray, rows: slice = slice(None)
-    ) -> np.ndarray:
-        y = np.dot(x, self.params[name + "weight"][rows].T)
-        if name + "bias" in self.params:
-            y += self.params[name + "bias"][rows]
-        return y
-
-    def _heads(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        "Queries, keys and values, (m, heads, steps, d) each."
-        parts = []
-        for k, (x, rows) in enumerate(self._rows(inputs)):
-            y = self._linear("in_proj_", x.reshape(-1, x.shape[2]), rows)
-            y = y.reshape(*x.shape[:2], self.num_heads, -1)
-            if self.rotary and k < 2:
-                _rotate_in_place(y, self.num_heads)
-            parts.append(y.transpose(0, 2, 1, 3))
-        return parts
-
-    def _heads_backward(
-        self, parts: Any, inputs: list[np.ndarray], input_grad: bool
-    ) -> tuple[list[Any], dict[str, np.ndarray]]:
-        "Gradients by the inputs and by the weights that made the heads, from those by these."
-        weight, d = self.params["in_proj_weight"], inputs[0].shape[2]
-        by_inputs: list[Any] = []
-        grads = {
-            "in_proj_weight": np.empty_like(weight),
-            "in_proj_bias": np.empty(len(weight), weight.dtype),
-        }
-        for i, x in enumerate(
-            inputs
-        ):  # the last one stands for those that were not given
-            n = 1 if i < len(inputs) - 1 else 3 - i
-            side = np.empty(
-                (*x.shape[:2], n, self.num_heads, d // self.num_heads), x.dtype
-            )
-            for k in range(n):
-                side[:, :, k] = parts[i + k].transpose(0, 2, 1, 3)
-            if self.rotary and i < 2:
-                _rotate_in_place(
-                    side.reshape(*x.shape[:2], n * self.num_heads, -1),
-                    min(n, 2 - i) * self.num_heads,
-                    back=True,
-                )
-            flat, rows = side.reshape(-1, n * d), slice(i * d, (i + n) * d)
-            np.dot(flat.T, x.reshape(-1, d), out=grads["in_proj_weight"][rows])
-            np.dot(
-                np.ones(len(flat), flat.dtype),
-                flat,
-                out=grads["in_proj_bias"][rows],
-            )
-            by_inputs.append(
-                np.dot(flat, weight[rows]).reshape(x.shape)
-                if input_grad
-                else None
-            )
-        return by_inputs, grads
+        "Writes the keys and values of `memory` (B, S, d) into `store`."
+        m, s, d = memory.shape
+        kv = self._linear("in_proj_", memory.reshape(-1, d), slice(d, 3 * d))
+        store[:, :, layer] = kv.reshape(m, s, 2, d)
 
     def __repr__(self) -> str:
-        d = self.params["out_proj.weight"].shape[0]
+        d = len(self.params["out_proj.weight"])
         return f"MultiHeadAttention({d}, {self.num_heads})"
 
 # %% ../nbs/transformer.ipynb #f4b4b363
 def sinusoidal_positions(
     length: int, d_model: int, dtype: DTypeLike = np.float32
 ) -> np.ndarray:
-    r"""Sines and cosines (length, d_model) that say where a position is.
+    r"""Sinusoidal positional encoding.
 
-    - Column 2i is $\sin(t\,\omega_i)$ and column 2i + 1 is $\cos(t\,\omega_i)$ at position t,
-      with $\omega_i = 10000^{-2i/d}$. `dtype`: float32 or float64.
-    - Raises TypeError or ValueError unless `length` is 0, 1, ... and `d_model` 2, 4, ...
-    - Source: Vaswani et al. (2017), section 3.5.
+    Parameters
+    ----------
+    length : int
+        Number of positions, 0, 1, ...
+    d_model : int
+        Model width, an even number.
+    dtype : dtype
+        Of the result, float32 or float64.
+
+    Returns
+    -------
+    ndarray, (length, d_model)
+        In row t, $\sin(t\,\omega_i)$ in column 2i and $\cos(t\,\omega_i)$ in
+        column 2i + 1, with $\omega_i = 10000^{-2i/d}$.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `length`, `d_model` or `dtype` is another.
+
+    References
+    ----------
+    Vaswani et al. (2017), section 3.5.
     """
-    check_float_dtype(dtype)
-    angles = _angles(
-        np.arange(check_count(length, "length", 0)), d_model, "d_model"
-    )
-    return (
-        np.stack([np.sin(angles), np.cos(angles)], -1)
-        .reshape(length, -1)
-        .astype(dtype)
-    )
-
-
-def _angles(t: np.ndarray, d: int, name: str) -> np.ndarray:
-    "The angle of each pair of d numbers at positions `t`: (..., d / 2)."
-    if check_count(d, name) % 2:
-        raise ValueError(f"{name}: expected an even number, got {d}")
-    return t[..., None] * 10000.0 ** (-np.arange(0, d, 2) / d)
+    dtype = check_float_dtype(dtype)
+    t = np.arange(check_count(length, "length", 0))
+    angles = _angles(t, d_model, "d_model")
+    encoding = np.empty((len(t), d_model), dtype)
+    encoding[:, ::2] = np.sin(angles)
+    encoding[:, 1::2] = np.cos(angles)
+    return encoding
 
 # %% ../nbs/transformer.ipynb #94ebaaad
-def rotate(x: ArrayLike, start: int = 0) -> np.ndarray:
-    r"""Rotary positions: each pair of numbers turned by an angle that grows with the position.
+_MAX_EXACT = 2**53  # float64 holds all whole numbers up to here
 
-    - `x`: (..., T, d) queries or keys, d even, at positions `start`, `start` + 1, ...; pair
-      (2i, 2i + 1) is turned by $t\,\omega_i$, with $\omega_i = 10000^{-2i/d}$. Returns the same
-      shape and dtype. The gradient by `x` is turned back by the same angles.
-    - Raises TypeError or ValueError on other shapes, on NaN and infinity.
-    - Source: Su et al. (2024).
+
+def rotate(x: ArrayLike, start: int = 0) -> np.ndarray:
+    r"""Rotary position embedding (RoPE) of queries or keys.
+
+    Parameters
+    ----------
+    x : array_like, (..., T, d)
+        Vectors at positions `start`, `start` + 1, ...; d is even.
+    start : int
+        The first position.
+
+    Returns
+    -------
+    ndarray, (..., T, d)
+        At position t, pair (2i, 2i + 1) of `x` rotated by the angle
+        $t\,\omega_i$, with $\omega_i = 10000^{-2i/d}$; in the dtype of `x`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If shape or dtype is another, or there is NaN or infinity.
+
+    Notes
+    -----
+    The gradient with respect to `x` is that with respect to the result,
+    rotated back by the same angles.
+
+    References
+    ----------
+    Su et al. (2024).
     """
     x = as_float(x, "x")
     if x.ndim < 2:
         raise ValueError(f"x: expected shape (..., T, d), got {x.shape}")
-    t = np.arange(x.shape[-2]) + check_count(start, "start", -(2**53))
+    t = np.arange(x.shape[-2]) + check_count(start, "start", -_MAX_EXACT)
     angles = _angles(t, x.shape[-1], "x.shape[-1]").astype(np.float64)
-    cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
+    cos = np.cos(angles).astype(x.dtype)
+    sin = np.sin(angles).astype(x.dtype)
     a, b = x[..., ::2], x[..., 1::2]
-    return np.stack([a * cos - b * sin, a * sin + b * cos], -1).reshape(
-        x.shape
-    )
+    rotated = np.empty_like(x)
+    rotated[..., ::2] = a * cos - b * sin
+    rotated[..., 1::2] = a * sin + b * cos
+    return rotated
 
 # %% ../nbs/transformer.ipynb #b269f552
-class _Block(Composite):
-    "Sublayers with residuals: norm1, dropout1 and so on belong to sublayer 1 and so on."
+class _Residual(Composite):
+    "Sublayers f with residual connection, dropout and layer norm."
+
+    norm_first: bool
+
+    def _sublayer(
+        self, k: int, x: np.ndarray, f: Callable
+    ) -> tuple[np.ndarray, Any]:
+        "Output of sublayer `k` and its cache; f(x) gives (output, cache)."
+        norm = self.parts[f"norm{k}"]
+        dropout = self.parts[f"dropout{k}"]
+        y = x
+        if self.norm_first:
+            y, norm_cache = norm.forward(y)
+        y, f_cache = f(y)
+        y, dropout_cache = dropout.forward(y)
+        y += x  # in place, as nobody else has y
+        if not self.norm_first:
+            y, norm_cache = norm.forward(y)
+        return y, (norm_cache, f_cache, dropout_cache)
+
+    def _sublayer_backward(
+        self, k: int, grad: np.ndarray, cache: Any, f_backward: Callable
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        "Gradients with respect to the input and, by part, to the parameters."
+        norm = self.parts[f"norm{k}"]
+        dropout = self.parts[f"dropout{k}"]
+        norm_cache, f_cache, dropout_cache = cache
+        if not self.norm_first:
+            grad, norm_grads = norm.backward(grad, norm_cache)
+        inner, _ = dropout.backward(grad, dropout_cache)
+        inner, grads = f_backward(inner, f_cache)
+        if self.norm_first:
+            inner, norm_grads = norm.backward(inner, norm_cache)
+        inner += grad
+        return inner, {**grads, f"norm{k}": norm_grads}
+
+# %% ../nbs/transformer.ipynb #97f17cc4
+#| code-fold: true
+def _check_settings(
+    d_model: Any, nhead: Any, dim_feedforward: Any, activation: Any
+) -> None:
+    "ValueError or TypeError on sizes and names that do not fit."
+    if check_count(d_model, "d_model") % check_count(nhead, "nhead"):
+        raise ValueError(
+            f"d_model: expected a multiple of nhead, {nhead}, got {d_model}"
+        )
+    check_count(dim_feedforward, "dim_feedforward")
+    if activation not in ("relu", "gelu"):
+        raise ValueError(
+            f"activation: expected 'relu' or 'gelu', got {activation!r}"
+        )
+
+# %% ../nbs/transformer.ipynb #c8ffa7ff
+class _TransformerLayer(_Residual):
+    "What the encoder layer and the decoder layer have in common."
 
     def __init__(
         self,
         attentions: tuple[str, ...],
         d_model: int,
         nhead: int,
+        *,
         dim_feedforward: int,
         dropout: float,
         activation: str,
@@ -647,40 +882,22 @@ class _Block(Composite):
         rng: Any,
         dtype: DTypeLike,
     ):
-        if check_count(d_model, "d_model") % check_count(nhead, "nhead"):
-            raise ValueError(
-                f"d_model: expected a multiple of nhead, {nhead}, got {d_model}"
-            )
-        check_count(dim_feedforward, "dim_feedforward")
+        _check_settings(d_model, nhead, dim_feedforward, activation)
         check_real(dropout, "dropout", 0, 1)
         rng = check_rng(rng)
-        if activation not in ("relu", "gelu"):
-            raise ValueError(
-                f"activation: expected 'relu' or 'gelu', got {activation!r}"
-            )
         self.norm_first = check_flag(norm_first, "norm_first")
-        parts: dict[str, Layer] = {
-            **{
-                name: MultiHeadAttention(
-                    d_model,
-                    nhead,
-                    dropout,
-                    bias,
-                    rng=rng,
-                    dtype=dtype,
-                    rotary=rotary and name == "self_attn",
-                )
-                for name in attentions
-            },
-            "linear1": Linear(
-                d_model, dim_feedforward, bias, rng=rng, dtype=dtype
-            ),
-            "activation": ReLU() if activation == "relu" else GELU(),
-            "dropout": Dropout(dropout, rng),
-            "linear2": Linear(
-                dim_feedforward, d_model, bias, rng=rng, dtype=dtype
-            ),
-        }
+        attention = partial(
+            MultiHeadAttention, d_model, nhead, dropout, bias, dtype=dtype
+        )
+        linear = partial(Linear, bias=bias, rng=rng, dtype=dtype)
+        parts: dict[str, Layer] = {}
+        for name in attentions:
+            rotated = rotary and name == "self_attn"
+            parts[name] = attention(rotary=rotated, rng=rng)
+        parts["linear1"] = linear(d_model, dim_feedforward)
+        parts["activation"] = ReLU() if activation == "relu" else GELU()
+        parts["dropout"] = Dropout(dropout, rng)
+        parts["linear2"] = linear(dim_feedforward, d_model)
         for k in range(1, len(attentions) + 2):
             parts[f"norm{k}"] = LayerNorm(
                 d_model, layer_norm_eps, bias=bias, dtype=dtype
@@ -688,83 +905,86 @@ class _Block(Composite):
             parts[f"dropout{k}"] = Dropout(dropout, rng)
         super().__init__(**parts)
 
+    def _feed_forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
+        "Two dense layers, at each position alone."
+        caches = {}
+        for name in ("linear1", "activation", "dropout", "linear2"):
+            x, caches[name] = self.parts[name].forward(x)
+        return x, caches
+
+    def _feed_forward_backward(
+        self, grad: np.ndarray, caches: Any
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        grads = {}
+        for name in ("linear2", "dropout", "activation", "linear1"):
+            grad, grads[name] = self.parts[name].backward(grad, caches[name])
+        return grad, grads
+
+    def _self_attention_backward(
+        self, grad: np.ndarray, cache: Any
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        grad, grads = self.parts["self_attn"].backward(grad, cache)
+        return grad, {"self_attn": grads}
+
     def __repr__(self) -> str:
         attention: Any = self.parts["self_attn"]
         d = len(attention.params["out_proj.weight"])
         return f"{type(self).__name__}({d}, {attention.num_heads})"
 
-    def _ahead(
-        self, k: int, x: np.ndarray, f: Callable
-    ) -> tuple[np.ndarray, Any]:
-        "Sublayer `k` on `x`, and its cache."
-        norm, dropout = self.parts[f"norm{k}"], self.parts[f"dropout{k}"]
-        if self.norm_first:
-            y, of_norm = norm.forward(x)
-            y, of_f = f(y)
-            y, of_dropout = dropout.forward(y)
-            y += x  # nobody else has y
-            return y, (of_norm, of_f, of_dropout)
-        y, of_f = f(x)
-        y, of_dropout = dropout.forward(y)
-        y += x
-        y, of_norm = norm.forward(y)
-        return y, (of_norm, of_f, of_dropout)
-
-    def _back(
-        self, k: int, grad: np.ndarray, cache: Any, f: Callable, grads: dict
-    ) -> np.ndarray:
-        "The gradient by the input of sublayer `k`; `f` is the way back through what it holds."
-        norm, dropout = self.parts[f"norm{k}"], self.parts[f"dropout{k}"]
-        of_norm, of_f, of_dropout = cache
-        if self.norm_first:
-            inner = f(dropout.backward(grad, of_dropout)[0], of_f)
-            inner, grads[f"norm{k}"] = norm.backward(inner, of_norm)
-        else:
-            grad, grads[f"norm{k}"] = norm.backward(grad, of_norm)
-            inner = f(dropout.backward(grad, of_dropout)[0], of_f)
-        inner += grad
-        return inner
-
-    def _feed(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
-        "Two dense layers, at each position alone."
-        caches = []
-        for name in ("linear1", "activation", "dropout", "linear2"):
-            x, cache = self.parts[name].forward(x)
-            caches.append(cache)
-        return x, caches
-
-    def _feed_back(self, grads: dict) -> Callable:
-        def back(grad, cache):
-            for name, c in zip(
-                ("linear2", "dropout", "activation", "linear1"), cache[::-1]
-            ):
-                grad, grads[name] = self.parts[name].backward(grad, c)
-            return grad
-
-        return back
-
-    def _attend_back(self, name: str, grads: dict) -> Callable:
-        def back(grad, cache):
-            grad, grads[name] = self.parts[name].backward(grad, cache)
-            return grad
-
-        return back
-
-    def _gathered(self, grads: dict) -> dict[str, np.ndarray]:
-        return self._join({**dict.fromkeys(self.parts, {}), **grads})
-
 # %% ../nbs/transformer.ipynb #c554da7a
-class TransformerEncoderLayer(_Block):
-    """Self-attention, then two dense layers at each position; each with residual and norm.
+class TransformerEncoderLayer(_TransformerLayer):
+    """Transformer encoder layer: self-attention and a feed-forward network.
 
-    - Takes and gives (m, S, d_model). `src_key_padding_mask`, `src_mask`, `is_causal`: as
-      `key_padding_mask`, `attn_mask`, `is_causal` of `MultiHeadAttention`: True at what is
-      real, or may be seen. (Whole models call `src_mask` what is `src_key_padding_mask` here.)
-    - `norm_first`: norm before the sublayers, not behind them; `activation`: "relu" or "gelu".
-      `dropout`: of weights, activations and what sublayers add, in training. `rotary`: the
-      self-attention turns queries and keys by their positions.
-    - Parameters under PyTorch's names. Raises as `MultiHeadAttention` does.
-    - Source: Vaswani et al. (2017); PyTorch's `TransformerEncoderLayer`, with the batch first.
+    Parameters
+    ----------
+    d_model : int
+        Model width, a multiple of `nhead`.
+    nhead : int
+        Number of attention heads.
+    dim_feedforward : int
+        Width of the feed-forward network's hidden layer.
+    dropout : float
+        Probability with which, in training, attention weights, activations and
+        outputs of sublayers are set to 0.
+    activation : str
+        "relu" or "gelu".
+    layer_norm_eps : float
+        Added to the variance in the layer norms.
+    norm_first : bool
+        True: pre-norm, the layer norm stands before each sublayer; False:
+        post-norm, it stands after the residual connection.
+    bias : bool
+        Whether the dense layers, projections and norms have biases.
+    rotary : bool
+        Rotate queries and keys of the self-attention by their positions (see
+        `rotate`).
+    rng : Generator or int
+        Random generator or seed of initialization and dropout.
+    dtype : dtype
+        Of the parameters, float32 or float64.
+
+    Attributes
+    ----------
+    params : dict of ndarray
+        Weights and biases under PyTorch's names.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If sizes, shapes, dtypes or masks do not fit.
+
+    Notes
+    -----
+    ``layer(src)`` takes and gives (B, S, d_model). `src_key_padding_mask`,
+    bool (B, S), is True at positions that are no padding; `src_mask`, bool (S,
+    S), (B, S, S) or (B, nhead, S, S), is True where a position may attend to
+    another; with `is_causal` position t attends to 0 to t only. (Whole models
+    call `src_mask` what is `src_key_padding_mask` here.)
+
+    References
+    ----------
+    Vaswani et al. (2017); PyTorch's `TransformerEncoderLayer`, with the batch
+    first.
     """
 
     def __init__(
@@ -786,60 +1006,105 @@ class TransformerEncoderLayer(_Block):
             ("self_attn",),
             d_model,
             nhead,
-            dim_feedforward,
-            dropout,
-            activation,
-            layer_norm_eps,
-            norm_first,
-            bias,
-            rotary,
-            rng,
-            dtype,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            activation=activation,
+            layer_norm_eps=layer_norm_eps,
+            norm_first=norm_first,
+            bias=bias,
+            rotary=rotary,
+            rng=rng,
+            dtype=dtype,
         )
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         src: np.ndarray,
-        src_mask: Any = None,  # type: ignore[override]
+        src_mask: Any = None,
         src_key_padding_mask: Any = None,
         is_causal: bool = False,
     ) -> tuple[np.ndarray, Any]:
         attention: Any = self.parts["self_attn"]
-        src, causal = (
-            attention._vectors(src, "src"),
-            check_flag(is_causal, "is_causal"),
-        )
-        mask = attention._seen(
-            [src],
-            src_key_padding_mask,
-            src_mask,
-            ("src_key_padding_mask", "src_mask"),
-        )
-        x, first = self._ahead(
+        src = _check_vectors(src, "src", attention.params["out_proj.weight"])
+        causal = check_flag(is_causal, "is_causal")
+        names = ("src_key_padding_mask", "src_mask")
+        mask = attention._mask([src], src_key_padding_mask, src_mask, names)
+        x, attention_cache = self._sublayer(
             1, src, lambda x: attention._attend([x], mask, causal)
         )
-        x, second = self._ahead(2, x, self._feed)
-        return x, (first, second)
+        x, feed_cache = self._sublayer(2, x, self._feed_forward)
+        return x, (attention_cache, feed_cache)
 
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        grads: dict[str, dict[str, np.ndarray]] = {}
-        grad = self._back(2, grad, cache[1], self._feed_back(grads), grads)
-        grad = self._back(
-            1, grad, cache[0], self._attend_back("self_attn", grads), grads
+        attention_cache, feed_cache = cache
+        grad, feed = self._sublayer_backward(
+            2, grad, feed_cache, self._feed_forward_backward
         )
-        return grad, self._gathered(grads)
+        grad, attention = self._sublayer_backward(
+            1, grad, attention_cache, self._self_attention_backward
+        )
+        return grad, self._join({**attention, **feed})
 
 # %% ../nbs/transformer.ipynb #1db1e8b2
-class TransformerDecoderLayer(_Block):
-    """Self-attention, attention to what was read, two dense layers; residuals and norms.
+class TransformerDecoderLayer(_TransformerLayer):
+    """Transformer decoder layer: self- and cross-attention, feed-forward.
 
-    - `tgt` (m, T, d_model), `memory` (m, S, d_model); gives (m, T, d_model).
-    - `tgt_mask`, `tgt_key_padding_mask`, `tgt_is_causal`: of the self-attention, `memory_mask`,
-      `memory_key_padding_mask`: of the other; as the masks of `MultiHeadAttention`.
-    - `backward` gives ((grad_tgt, grad_memory), grads).
-    - Settings, parameters and errors as for `TransformerEncoderLayer`.
+    Parameters
+    ----------
+    d_model : int
+        Model width, a multiple of `nhead`.
+    nhead : int
+        Number of attention heads.
+    dim_feedforward : int
+        Width of the feed-forward network's hidden layer.
+    dropout : float
+        Probability with which, in training, attention weights, activations and
+        outputs of sublayers are set to 0.
+    activation : str
+        "relu" or "gelu".
+    layer_norm_eps : float
+        Added to the variance in the layer norms.
+    norm_first : bool
+        True: pre-norm, the layer norm stands before each sublayer; False:
+        post-norm, it stands after the residual connection.
+    bias : bool
+        Whether the dense layers, projections and norms have biases.
+    rotary : bool
+        Rotate queries and keys of the self-attention by their positions (see
+        `rotate`).
+    rng : Generator or int
+        Random generator or seed of initialization and dropout.
+    dtype : dtype
+        Of the parameters, float32 or float64.
+
+    Attributes
+    ----------
+    params : dict of ndarray
+        Weights and biases under PyTorch's names.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If sizes, shapes, dtypes or masks do not fit.
+
+    Notes
+    -----
+    ``layer(tgt, memory)`` takes `tgt` (B, T, d_model) and the encoder's output
+    `memory` (B, S, d_model), and gives (B, T, d_model); `backward` gives
+    ((grad_tgt, grad_memory), grads).
+
+    `tgt_key_padding_mask`, bool (B, T), and `memory_key_padding_mask`, bool
+    (B, S), are True at positions that are no padding. `tgt_mask`, bool (T, T),
+    (B, T, T) or (B, nhead, T, T), and `memory_mask`, bool (T, S), (B, T, S) or
+    (B, nhead, T, S), are True where a query may attend to a key. With
+    `tgt_is_causal` position t of `tgt` attends to 0 to t of `tgt` only.
+
+    References
+    ----------
+    Vaswani et al. (2017); PyTorch's `TransformerDecoderLayer`, with the batch
+    first.
     """
 
     def __init__(
@@ -861,21 +1126,21 @@ class TransformerDecoderLayer(_Block):
             ("self_attn", "multihead_attn"),
             d_model,
             nhead,
-            dim_feedforward,
-            dropout,
-            activation,
-            layer_norm_eps,
-            norm_first,
-            bias,
-            rotary,
-            rng,
-            dtype,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            activation=activation,
+            layer_norm_eps=layer_norm_eps,
+            norm_first=norm_first,
+            bias=bias,
+            rotary=rotary,
+            rng=rng,
+            dtype=dtype,
         )
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         tgt: np.ndarray,
-        memory: np.ndarray,  # type: ignore[override]
+        memory: np.ndarray,
         tgt_mask: Any = None,
         memory_mask: Any = None,
         tgt_key_padding_mask: Any = None,
@@ -883,193 +1148,180 @@ class TransformerDecoderLayer(_Block):
         tgt_is_causal: bool = False,
     ) -> tuple[np.ndarray, Any]:
         own: Any = self.parts["self_attn"]
-        other: Any = self.parts["multihead_attn"]
-        tgt, causal = (
-            own._vectors(tgt, "tgt"),
-            check_flag(tgt_is_causal, "tgt_is_causal"),
+        cross: Any = self.parts["multihead_attn"]
+        weight = own.params["out_proj.weight"]
+        tgt = _check_vectors(tgt, "tgt", weight)
+        causal = check_flag(tgt_is_causal, "tgt_is_causal")
+        memory = _check_vectors(memory, "memory", weight, len(tgt))
+        names = ("tgt_key_padding_mask", "tgt_mask")
+        own_mask = own._mask([tgt], tgt_key_padding_mask, tgt_mask, names)
+        names = ("memory_key_padding_mask", "memory_mask")
+        cross_mask = cross._mask(
+            [tgt, memory], memory_key_padding_mask, memory_mask, names
         )
-        memory = other._vectors(memory, "memory", len(tgt))
-        mask = own._seen(
-            [tgt],
-            tgt_key_padding_mask,
-            tgt_mask,
-            ("tgt_key_padding_mask", "tgt_mask"),
+        x, self_cache = self._sublayer(
+            1, tgt, lambda x: own._attend([x], own_mask, causal)
         )
-        read = other._seen(
-            [tgt, memory],
-            memory_key_padding_mask,
-            memory_mask,
-            ("memory_key_padding_mask", "memory_mask"),
+        x, cross_cache = self._sublayer(
+            2, x, lambda x: cross._attend([x, memory], cross_mask, False)
         )
-        x, first = self._ahead(
-            1, tgt, lambda x: own._attend([x], mask, causal)
-        )
-        x, second = self._ahead(
-            2, x, lambda x: other._attend([x, memory], read, False)
-        )
-        x, third = self._ahead(3, x, self._feed)
-        return x, (first, second, third)
+        x, feed_cache = self._sublayer(3, x, self._feed_forward)
+        return x, (self_cache, cross_cache, feed_cache)
 
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        grads: dict[str, dict[str, np.ndarray]] = {}
-        by_memory = []
-
-        def attend_back(grad, cache):
-            (grad, of_memory), grads["multihead_attn"] = self.parts[
-                "multihead_attn"
-            ].backward(grad, cache)
-            by_memory.append(of_memory)
-            return grad
-
-        grad = self._back(3, grad, cache[2], self._feed_back(grads), grads)
-        grad = self._back(2, grad, cache[1], attend_back, grads)
-        grad = self._back(
-            1, grad, cache[0], self._attend_back("self_attn", grads), grads
+        self_cache, cross_cache, feed_cache = cache
+        grad, feed = self._sublayer_backward(
+            3, grad, feed_cache, self._feed_forward_backward
         )
-        return (grad, by_memory[0]), self._gathered(grads)
+        grad, cross = self._sublayer_backward(
+            2, grad, cross_cache, self._cross_attention_backward
+        )
+        grad_memory = cross.pop("memory")
+        grad, own = self._sublayer_backward(
+            1, grad, self_cache, self._self_attention_backward
+        )
+        grads = self._join({**own, **cross, **feed})
+        return (grad, grad_memory), grads
+
+    def _cross_attention_backward(
+        self, grad: np.ndarray, cache: Any
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        "Among the gradients that of the encoder's output, `memory`."
+        inputs, grads = self.parts["multihead_attn"].backward(grad, cache)
+        grad, grad_memory = inputs
+        return grad, {"multihead_attn": grads, "memory": grad_memory}
 
     def _step(
         self,
         x: np.ndarray,
         past: np.ndarray,
         memory: np.ndarray,
-        real: np.ndarray,
+        mask: np.ndarray,
         layer: int,
     ) -> np.ndarray:
-        "The answer at one more position (m, d_model), from keys and values that are kept."
+        "Output at one more position (B, d_model), from keys and values kept."
         own: Any = self.parts["self_attn"]
-        other: Any = self.parts["multihead_attn"]
-        mask = np.ones(past.shape[:2], bool)
-        x, _ = self._ahead(
-            1, x, lambda x: own._step(x, past, layer, mask, True)
-        )
-        x, _ = self._ahead(
-            2, x, lambda x: other._step(x, memory, layer, real, False)
-        )
-        return self._ahead(3, x, self._feed)[0]
+        cross: Any = self.parts["multihead_attn"]
+
+        def self_attention(x):
+            return own._self_step(x, past, layer), None
+
+        def cross_attention(x):
+            return cross._cross_step(x, memory, layer, mask), None
+
+        x, _ = self._sublayer(1, x, self_attention)
+        x, _ = self._sublayer(2, x, cross_attention)
+        x, _ = self._sublayer(3, x, self._feed_forward)
+        return x
 
 # %% ../nbs/transformer.ipynb #b1296487
 #| code-fold: true
 class _Stack(Composite):
-    "Layers one after the other, and a norm. What else they take is given to each."
+    "Layers one after the other, and a norm; each layer gets the other inputs."
 
     def __init__(self, layers: Sequence[Layer], norm: Layer):
         super().__init__(layers=Sequential(*layers), norm=norm)
         self.layers = list(layers)
 
-    def forward(
-        self,
-        x: np.ndarray,
-        *others: Any,  # type: ignore[override]
-        **masks: Any,
+    def forward(  # type: ignore[override]
+        self, x: np.ndarray, *others: Any, **masks: Any
     ) -> tuple[np.ndarray, Any]:
         caches = []
         for layer in self.layers:
             x, cache = layer.forward(x, *others, **masks)
             caches.append(cache)
-        x, cache = self.parts["norm"].forward(x)
-        return x, (caches, cache)
+        x, norm_cache = self.parts["norm"].forward(x)
+        return x, (caches, norm_cache)
 
     def backward(
         self, grad: Any, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        "((grad_x, grad_memory), grads); the second is None where the layers take no memory."
-        memory = None
-        of_layers: dict[str, np.ndarray] = {}
-        grad, of_norm = self.parts["norm"].backward(grad, cache[1])
-        for i in range(len(self.layers) - 1, -1, -1):
-            grad, grads = self.layers[i].backward(grad, cache[0][i])
-            of_layers |= {f"{i}.{name}": g for name, g in grads.items()}
-            if isinstance(grad, tuple):
+        "((grad_x, grad_memory), grads); grad_memory is None in an encoder."
+        caches, norm_cache = cache
+        grad_memory = None
+        grads: dict[str, np.ndarray] = {}
+        grad, norm_grads = self.parts["norm"].backward(grad, norm_cache)
+        for i in reversed(range(len(self.layers))):
+            grad, layer_grads = self.layers[i].backward(grad, caches[i])
+            for name, g in layer_grads.items():
+                grads[f"{i}.{name}"] = g
+            if isinstance(grad, tuple):  # of a decoder layer
                 grad, part = grad
-                memory = part if memory is None else memory + part
-        return (grad, memory), self._join(
-            {"layers": of_layers, "norm": of_norm}
-        )
+                grad_memory = (
+                    part if grad_memory is None else grad_memory + part
+                )
+        joined = self._join({"layers": grads, "norm": norm_grads})
+        return (grad, grad_memory), joined
+
+# %% ../nbs/transformer.ipynb #c7547106
+#| code-fold: true
+def _new_stack(kind: Any, n: int, settings: dict[str, Any]) -> _Stack:
+    "A stack of n layers of one kind."
+    layers = [kind(**settings) for _ in range(n)]
+    norm = LayerNorm(settings["d_model"], dtype=settings["dtype"])
+    return _Stack(layers, norm)
 
 # %% ../nbs/transformer.ipynb #d05d3857
 #| code-fold: true
 class _Core(Composite):
-    """Encoder and decoder as PyTorch's `nn.Transformer` has them, under its names.
-
-    - `src` (m, S, d_model), `tgt` (m, T, d_model); `src_mask`: bool (m, S), True at what is
-      real. The decoder's position t sees `tgt` up to t only. Gives (m, T, d_model).
-    """
+    "Encoder and decoder as PyTorch's `nn.Transformer` has them."
 
     def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        num_encoder_layers: int,
-        num_decoder_layers: int,
-        *settings: Any,
-        **more: Any,
+        self, num_encoder_layers: int, num_decoder_layers: int, **settings: Any
     ):
-        def stack(kind: Any, n: int) -> _Stack:
-            layers = [
-                kind(d_model, nhead, *settings, **more) for _ in range(n)
-            ]
-            return _Stack(layers, LayerNorm(d_model, dtype=more["dtype"]))
-
-        super().__init__(
-            encoder=stack(
-                TransformerEncoderLayer,
-                check_count(num_encoder_layers, "num_encoder_layers"),
-            ),
-            decoder=stack(
-                TransformerDecoderLayer,
-                check_count(num_decoder_layers, "num_decoder_layers"),
-            ),
-        )
+        n_encoder = check_count(num_encoder_layers, "num_encoder_layers")
+        n_decoder = check_count(num_decoder_layers, "num_decoder_layers")
+        encoder = _new_stack(TransformerEncoderLayer, n_encoder, settings)
+        decoder = _new_stack(TransformerDecoderLayer, n_decoder, settings)
+        super().__init__(encoder=encoder, decoder=decoder)
+        rng = settings["rng"]
         for a in self.params.values():
             if a.ndim > 1:
-                a[...] = xavier_uniform(
-                    a.shape, rng=more["rng"], dtype=a.dtype
-                )
+                a[...] = xavier_uniform(a.shape, rng=rng, dtype=a.dtype)
 
-    def forward(
-        self,
-        src: np.ndarray,
-        tgt: np.ndarray,  # type: ignore[override]
-        src_mask: Any = None,
+    def forward(  # type: ignore[override]
+        self, src: np.ndarray, tgt: np.ndarray, src_mask: Any = None
     ) -> tuple[np.ndarray, Any]:
-        encoder, decoder = self.parts.values()
-        memory, read = encoder.forward(src, src_key_padding_mask=src_mask)  # type: ignore
-        y, written = decoder.forward(
-            tgt,
-            memory,
-            tgt_is_causal=True,  # type: ignore
-            memory_key_padding_mask=src_mask,
+        "src (B, S, d_model), tgt (B, T, d_model), src_mask (B, S)."
+        encoder: Any = self.parts["encoder"]
+        decoder: Any = self.parts["decoder"]
+        memory, encoder_cache = encoder.forward(
+            src, src_key_padding_mask=src_mask
         )
-        return y, (read, written)
+        y, decoder_cache = decoder.forward(
+            tgt, memory, tgt_is_causal=True, memory_key_padding_mask=src_mask
+        )
+        return y, (encoder_cache, decoder_cache)
 
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
         "((grad_src, grad_tgt), grads)."
         encoder, decoder = self.parts.values()
-        (by_tgt, by_memory), written = decoder.backward(grad, cache[1])
-        (by_src, _), read = encoder.backward(by_memory, cache[0])
-        return (by_src, by_tgt), self._join(
-            {"encoder": read, "decoder": written}
-        )
+        encoder_cache, decoder_cache = cache
+        inputs, decoder_grads = decoder.backward(grad, decoder_cache)
+        grad_tgt, grad_memory = inputs
+        inputs, encoder_grads = encoder.backward(grad_memory, encoder_cache)
+        grad_src, _ = inputs
+        grads = {"encoder": encoder_grads, "decoder": decoder_grads}
+        return (grad_src, grad_tgt), self._join(grads)
 
 # %% ../nbs/transformer.ipynb #1c570310
 #| code-fold: true
-def _kept(
+def _check_cache(
     state: Any, sizes: tuple[int, ...], dtype: Any
 ) -> tuple[np.ndarray, ...]:
     "The arrays of a state, if they are those of a model of these sizes."
     try:
-        stored, real, past = map(np.ascontiguousarray, state)
+        stored, mask, past = (np.ascontiguousarray(a) for a in state)
         fits = (
             stored.shape[2:] == past.shape[2:] == sizes
-            and real.dtype == bool
+            and mask.dtype == bool
             and stored.dtype == past.dtype == dtype
-            and len(past) == len(real)
-            and real.shape == stored.shape[:2]
+            and len(past) == len(mask)
+            and mask.shape == stored.shape[:2]
         )
     except (TypeError, ValueError):
         fits = False
@@ -1077,25 +1329,26 @@ def _kept(
         raise ValueError(
             f"state: expected what encode or step gave, got {state!r:.80}"
         )
-    return stored, real, past
+    return stored, mask, past
 
 # %% ../nbs/transformer.ipynb #00db175b
 @lru_cache(maxsize=32)
 def _positions(length: int, d: int, dtype: Any) -> np.ndarray:
+    "The positional encoding (length, d), kept, and not to be written to."
     table = sinusoidal_positions(length, d, dtype)
     table.flags.writeable = False
     return table
 
 # %% ../nbs/transformer.ipynb #aff63abc
-class _Embedded(Composite):
-    "A source and a target side: tokens to vectors (m, steps, d_model), and the way back."
+class _TokenModel(Composite):
+    "Source and target tokens: their checks, embeddings and positions."
 
     takes_ids = True
     src_vocab: int
     tgt_vocab: int
     d_model: int
 
-    def _checked(
+    def _check_inputs(
         self, src: Any, tgt: Any, src_mask: Any
     ) -> tuple[Any, Any, Any]:
         src = check_tokens(src, "src", self.src_vocab)
@@ -1103,44 +1356,94 @@ class _Embedded(Composite):
             tgt = check_tokens(tgt, "tgt", self.tgt_vocab)
             if len(tgt) != len(src):
                 raise ValueError(
-                    f"tgt: expected {len(src)} rows, as src has, got {len(tgt)}"
+                    f"tgt: expected {len(src)} rows, as src has, "
+                    f"got {len(tgt)}"
                 )
         if src_mask is not None:
             src_mask = check_mask(src_mask, "src_mask", src.shape)
         return src, tgt, src_mask
 
-    def _places(self, length: int) -> np.ndarray:
-        "A table of at least `length` positions."
-        n = max(64, 1 << (length - 1).bit_length())
-        return _positions(
-            n, self.d_model, self.parts["head"].params["weight"].dtype
-        )
+    def _positional_encoding(self, length: int) -> np.ndarray:
+        "The encoding (length, d_model) of the first positions."
+        dtype = self.parts["head"].params["weight"].dtype
+        table = _positions(_table_length(length), self.d_model, dtype)
+        return table[:length]
 
     def _embed(self, name: str, ids: np.ndarray) -> tuple[np.ndarray, Any]:
+        "Vectors (B, steps, d_model) of tokens, and the cache."
         x, cache = self.parts[f"{name}_embedding"].forward(ids)
-        x, drop = self.parts["dropout"].forward(
-            x + self._places(ids.shape[1])[: ids.shape[1]]
-        )
-        return x, (cache, drop)
+        x = x + self._positional_encoding(ids.shape[1])
+        x, dropout_cache = self.parts["dropout"].forward(x)
+        return x, (cache, dropout_cache)
 
-    def _embed_back(
+    def _embed_backward(
         self, name: str, grad: np.ndarray, cache: Any
     ) -> dict[str, np.ndarray]:
-        grad, _ = self.parts["dropout"].backward(grad, cache[1])
-        return self.parts[f"{name}_embedding"].backward(grad, cache[0])[1]
+        "Gradients with respect to an embedding's parameters."
+        embedding_cache, dropout_cache = cache
+        grad, _ = self.parts["dropout"].backward(grad, dropout_cache)
+        embedding = self.parts[f"{name}_embedding"]
+        _, grads = embedding.backward(grad, embedding_cache)
+        return grads
 
 # %% ../nbs/transformer.ipynb #0df61e74
-class Transformer(_Embedded):
-    """Reads tokens, writes tokens: embeddings, positions, encoder, decoder, dense layer.
+class Transformer(_TokenModel):
+    """Transformer: an encoder and a decoder of attention and dense layers.
 
-    - `src` (m, S), `tgt` (m, T): ids of tokens; `src_mask`: bool (m, S), True at real ones.
-      Gives logits (m, tgt_vocab, T); those at t depend on `tgt` up to t only.
-    - `encode` and `step` write one token after the other, and keep keys and values.
-    - `core`: the part that is PyTorch's `nn.Transformer`, under the same names.
-    - Settings as there; `d_model` is even. `dropout` is 0 when not training. `rotary`: self-
-      attention turns queries and keys by their positions, too (see `rotate`).
-    - Raises ValueError or TypeError on settings, tokens and masks that do not fit.
-    - Source: Vaswani et al. (2017).
+    Parameters
+    ----------
+    src_vocab : int
+        Number of source tokens.
+    tgt_vocab : int
+        Number of target tokens.
+    d_model : int
+        Model width, an even multiple of `nhead`.
+    nhead : int
+        Number of attention heads.
+    num_encoder_layers : int
+        Number of encoder layers.
+    num_decoder_layers : int
+        Number of decoder layers.
+    dim_feedforward : int
+        Width of the feed-forward networks' hidden layer.
+    dropout : float
+        Probability with which, in training, embeddings, attention weights,
+        activations and outputs of sublayers are set to 0.
+    activation : str
+        "relu" or "gelu".
+    norm_first : bool
+        True: pre-norm, the layer norm stands before each sublayer; False:
+        post-norm, it stands after the residual connection.
+    rotary : bool
+        Rotate queries and keys of the self-attention by their positions, too
+        (see `rotate`).
+    rng : Generator or int
+        Random generator or seed of initialization and dropout.
+    dtype : dtype
+        Of the parameters, float32 or float64.
+
+    Attributes
+    ----------
+    core : Layer
+        Encoder and decoder: PyTorch's `nn.Transformer`, with its names of
+        parameters.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If settings, tokens or masks do not fit.
+
+    Notes
+    -----
+    ``model(src, tgt, src_mask)`` takes the ids of tokens `src` (B, S) and
+    `tgt` (B, T), and `src_mask`, bool (B, S), True at tokens that are no
+    padding. It gives logits (B, tgt_vocab, T); those at t depend on `tgt` up
+    to t only. `encode` and `step` generate one token after the other, and keep
+    keys and values.
+
+    References
+    ----------
+    Vaswani et al. (2017).
     """
 
     def __init__(
@@ -1161,20 +1464,19 @@ class Transformer(_Embedded):
         dtype: DTypeLike = np.float32,
     ):
         rng = check_rng(rng)
-        sinusoidal_positions(1, d_model)  # refuses what is odd
+        sinusoidal_positions(1, d_model)  # refuses odd widths
         self.d_model = d_model
         self.src_vocab = check_count(src_vocab, "src_vocab")
         self.tgt_vocab = check_count(tgt_vocab, "tgt_vocab")
         core = _Core(
-            d_model,
-            nhead,
             num_encoder_layers,
             num_decoder_layers,
-            dim_feedforward,
-            dropout,
-            activation,
-            1e-5,
-            norm_first,
+            d_model=d_model,
+            nhead=nhead,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            activation=activation,
+            norm_first=norm_first,
             rotary=rotary,
             rng=rng,
             dtype=dtype,
@@ -1189,82 +1491,112 @@ class Transformer(_Embedded):
         self.core = core
         self.decoder: Any = core.parts["decoder"]
 
-    def forward(
-        self,
-        src: Any,
-        tgt: Any,  # type: ignore[override]
-        src_mask: Any = None,
+    def forward(  # type: ignore[override]
+        self, src: Any, tgt: Any, src_mask: Any = None
     ) -> tuple[np.ndarray, Any]:
-        src, tgt, src_mask = self._checked(src, tgt, src_mask)
-        x, read = self._embed("src", src)
-        y, written = self._embed("tgt", tgt)
-        y, inner = self.core.forward(x, y, src_mask)
-        logits, last = self.parts["head"].forward(y)
-        return logits.transpose(0, 2, 1), (
-            read,
-            written,
-            inner,
-            last,
-            logits.shape,
-        )
+        src, tgt, src_mask = self._check_inputs(src, tgt, src_mask)
+        x, src_cache = self._embed("src", src)
+        y, tgt_cache = self._embed("tgt", tgt)
+        y, core_cache = self.core.forward(x, y, src_mask)
+        y, head_cache = self.parts["head"].forward(y)
+        logits = y.transpose(0, 2, 1)
+        caches = (src_cache, tgt_cache, core_cache, head_cache)
+        return logits, (logits.shape, *caches)
 
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        read, written, inner, last, (m, t, v) = cache
-        check_array(grad, (m, v, t), self.parts["head"].params["weight"].dtype)
-        grad, head = self.parts["head"].backward(grad.transpose(0, 2, 1), last)
-        (by_src, by_tgt), core = self.core.backward(grad, inner)
-        return None, self._join(
-            {
-                "src_embedding": self._embed_back("src", by_src, read),
-                "tgt_embedding": self._embed_back("tgt", by_tgt, written),
-                "dropout": {},
-                "core": core,
-                "head": head,
-            }
+        shape, src_cache, tgt_cache, core_cache, head_cache = cache
+        head = self.parts["head"]
+        check_array(grad, shape, head.params["weight"].dtype)
+        grads = {}
+        grad = grad.transpose(0, 2, 1)
+        grad, grads["head"] = head.backward(grad, head_cache)
+        inputs, grads["core"] = self.core.backward(grad, core_cache)
+        grad_src, grad_tgt = inputs
+        grads["src_embedding"] = self._embed_backward(
+            "src", grad_src, src_cache
         )
+        grads["tgt_embedding"] = self._embed_backward(
+            "tgt", grad_tgt, tgt_cache
+        )
+        return None, self._join(grads)
 
     def encode(self, src: Any, src_mask: Any = None) -> tuple[np.ndarray, ...]:
-        """What `step` needs: keys and values of `src` and of what was written, and the mask.
+        """The initial state of `step`: the source's keys and values.
 
-        - Three arrays whose first axis is the batch.
+        Parameters
+        ----------
+        src : array_like of int, (B, S)
+            Source tokens.
+        src_mask : array_like of bool, (B, S)
+            True at tokens that are no padding.
+
+        Returns
+        -------
+        tuple of ndarray
+            Three arrays whose first axis is the batch: the source's keys and
+            values (B, S, layers, 2, d_model), the mask (B, S), and the keys
+            and values of what was generated, none yet (B, 0, layers, 2,
+            d_model).
+
+        Raises
+        ------
+        ValueError, TypeError
+            If tokens or mask do not fit.
         """
-        src, _, src_mask = self._checked(src, None, src_mask)
+        src, _, src_mask = self._check_inputs(src, None, src_mask)
         x, _ = self._embed("src", src)
         memory = self.core.parts["encoder"](x, src_key_padding_mask=src_mask)
         layers = self.decoder.layers
         stored = np.empty((*src.shape, len(layers), 2, self.d_model), x.dtype)
         for i, layer in enumerate(layers):
-            layer.parts["multihead_attn"]._stored(memory, stored, i)
-        real = np.ones(src.shape, bool) if src_mask is None else src_mask
-        return stored, real, stored[:, :0].copy()
+            layer.parts["multihead_attn"]._store(memory, stored, i)
+        if src_mask is None:
+            src_mask = np.ones(src.shape, bool)
+        generated = stored[:, :0].copy()
+        return stored, src_mask, generated
 
     def step(
         self, tokens: Any, state: tuple[np.ndarray, ...]
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Logits (m, tgt_vocab) after one more token of each, and the state then.
+        """Logits after one more token.
 
-        - `tokens`: (m,) ids; `state`: from `encode` or from the `step` before, unchanged.
+        Parameters
+        ----------
+        tokens : array_like of int, (B,)
+            The next token of each target.
+        state : tuple of ndarray
+            From `encode` or from the `step` before; it is left unchanged.
+
+        Returns
+        -------
+        logits : ndarray, (B, tgt_vocab)
+            Logits of the token that comes next.
+        state : tuple of ndarray
+            The state after `tokens`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If tokens or state do not fit.
         """
-        embedding = self.parts["tgt_embedding"]
-        stored, real, past = _kept(
-            state,
-            (len(self.decoder.layers), 2, self.d_model),
-            embedding.params["weight"].dtype,
-        )
-        n, t = past.shape[:2]
-        ids = check_step_tokens(tokens, n, self.tgt_vocab)[:, 0]
-        new = np.empty((n, t + 1, *past.shape[2:]), past.dtype)
-        new[:, :t] = past
-        x = embedding.params["weight"][ids] + self._places(t + 1)[t]
-        for i, layer in enumerate(self.decoder.layers):
-            x = layer._step(x, new, stored, real, i)
-        return self.parts["head"](self.decoder.parts["norm"](x)), (
-            stored,
-            real,
-            new,
-        )
+        embedding = self.parts["tgt_embedding"].params["weight"]
+        layers = self.decoder.layers
+        sizes = (len(layers), 2, self.d_model)
+        stored, mask, past = _check_cache(state, sizes, embedding.dtype)
+        m, t = past.shape[:2]
+        ids = check_step_tokens(tokens, m, self.tgt_vocab)[:, 0]
+        generated = np.empty((m, t + 1, *sizes), past.dtype)
+        generated[:, :t] = past
+        x = embedding[ids] + self._positional_encoding(t + 1)[t]
+        for i, layer in enumerate(layers):
+            x = layer._step(x, generated, stored, mask, i)
+        logits = self.parts["head"](self.decoder.parts["norm"](x))
+        return logits, (stored, mask, generated)
 
     def __repr__(self) -> str:
-        return f"Transformer({self.src_vocab}, {self.tgt_vocab}, d_model={self.d_model})"
+        return (
+            f"Transformer({self.src_vocab}, {self.tgt_vocab}, "
+            f"d_model={self.d_model})"
+        )
