@@ -25,10 +25,13 @@ __all__ = ['TILE_VECTORS', 'VECTOR_BYTES', 'TILE_ROWS', 'FUSED', 'compute_tile',
 def _plain_tile(y, w, x, offsets, j, rows=None):
     "y[r, j + c] = sum over t of w[r, t] x[offsets[t] + j + c], for r, c in a tile."
     rows = rows or TILE_ROWS
+    w = w[
+        np.minimum(np.arange(rows), len(w) - 1)
+    ]  # the last row fills the tile
     columns = np.arange(
         TILE_ROWS // rows * TILE_VECTORS * VECTOR_BYTES // x.itemsize
     )
-    y[:rows, j + columns] = w[:rows] @ x[offsets[:, None] + j + columns]
+    y[:rows, j + columns] = w @ x[offsets[:, None] + j + columns]
 
 
 def _plain_narrow_tile(y, w, x, offsets, j):
@@ -176,8 +179,9 @@ def _make_tile(rows: int, vectors: int) -> Any:
     def tile(typingctx, y, w, x, offsets, j):
         def code(context, builder, signature, args):
             c = _Code(context, builder, signature.args[:4], args[:4])
-            weights = [c.row(1, ir.IntType(64)(r)) for r in range(rows)]
-            terms = cgutils.unpack_tuple(builder, c.arrays[1].shape)[1]
+            n, terms = cgutils.unpack_tuple(builder, c.arrays[1].shape)
+            first = ir.IntType(64)(0)
+            weights = [c.row(1, r) for r in c.clamped(first, rows, n)]
 
             def body(t, sums):
                 term = builder.add(
