@@ -81,13 +81,13 @@ class ConvWorkspace(NamedTuple):
     grad: int  # the gradient of a group's output, zeros around each channel
     image_grad: int  # a tile's rows of the gradient of a phase
 
-# %% ../../nbs/kernels/convolution.ipynb #39fbeab2
+# %% ../../nbs/kernels/convolution.ipynb #c36280eb
 class ConvPlan(NamedTuple):
     "What the kernels need to know of a convolution of given shapes."
 
     out: tuple[int, int, int, int]  # shape of the output
     inputs: int  # input channels of a group, C
-    # plain tuples: Numba needs 0.9 us to recognize a named one, 0.2 us for these
+    # plain tuples: Numba recognizes one in 0.2 us, a named one in 0.9 us
     geometry: tuple[int, ...]  # a ConvGeometry
     whole: tuple[int, ...]  # a ConvPart: all of the work
     offsets: (
@@ -157,9 +157,9 @@ def _workspace(
         TILE_ROWS * _round_up(pixels, tile),
     )
 
-# %% ../../nbs/kernels/convolution.ipynb #c4a83b23
-# Where one wide image is faster, forward and backward, for 8 to 16 channels with
-# AVX-512: 8x8 pixels by 1.1 to 1.5 times from 8 images on, 20x20 pixels no more.
+# %% ../../nbs/kernels/convolution.ipynb #bf0d19c1
+# Where one wide image is faster, forward and backward (8 channels, AVX-512):
+# of 8x8 pixels from 8 images on, by 1.1 to 1.5 times, of 20x20 pixels no more.
 # Very large batches leave the cache.
 WIDE_BATCH_MIN, WIDE_BATCH_MAX = 8, 256
 WIDE_POSITIONS = 200
