@@ -302,7 +302,7 @@ def test_other_processors_lanes(monkeypatch):
         monkeypatch.setattr(microkernels, "VECTOR_BYTES", size)
         most, turned = (
             microkernels._make_lanes(lambda b, row, old: (b.fsub(row, old), old)),
-            microkernels._vector_turned_square,
+            microkernels._vector_transpose_square,
         )
 
         @njit

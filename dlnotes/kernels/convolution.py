@@ -5,61 +5,185 @@
 # %% ../../nbs/kernels/convolution.ipynb #cb676ce1
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from dlnotes.core.execution import (
-    compiled,
-    in_threads,
-    num_threads,
-    scratch_arrays,
-)
+from ..core.execution import compiled, in_threads, num_threads
+from ..core.execution import scratch_arrays
 from ..core.execution import to_batch_first, to_batch_last
 from .microkernels import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
-from dlnotes.kernels.microkernels import (
-    compute_tile,
-    dot_rows,
-    narrow_tile,
-    row_sum,
-)
+from .microkernels import compute_tile, narrow_tile
+from .microkernels import dot_rows, row_sum
 
 # %% auto #0
-__all__ = ['ConvPlan', 'conv_plan', 'tuned_conv2d', 'tuned_conv2d_backward']
+__all__ = ['WIDE_BATCH_MIN', 'WIDE_BATCH_MAX', 'WIDE_POSITIONS', 'PARALLEL_WORK', 'ConvGeometry', 'ConvPart', 'ConvTables',
+           'ConvGrads', 'ConvBuffers', 'ConvWorkspace', 'ConvPlan', 'conv_plan', 'tuned_conv2d',
+           'tuned_conv2d_backward']
 
 # %% ../../nbs/kernels/convolution.ipynb #e9ec6fb8
+class ConvGeometry(NamedTuple):
+    "How a padded image lies in memory, phase after phase; lengths in pixels."
+
+    stride_y: int
+    stride_x: int
+    top: int  # padding above the image
+    left: int  # padding on its left
+    rows: int  # of a phase
+    columns: int  # of a phase
+    positions: int  # columns times rows of the output
+    zeros: int  # before each channel of the output's gradient
+    groups: int
+
+# %% ../../nbs/kernels/convolution.ipynb #46225400
+class ConvPart(NamedTuple):
+    "A part of the work: images, and channels of each group, up to `stop`."
+
+    image_start: int
+    image_stop: int
+    output_start: int
+    output_stop: int
+    input_start: int
+    input_stop: int
+
+# %% ../../nbs/kernels/convolution.ipynb #fc33645c
+class ConvTables(NamedTuple):
+    "What the backward kernels look up; offsets in pixels."
+
+    offsets: np.ndarray  # (C K padded,), as many as whole tiles read
+    shifts: np.ndarray  # (K,), offsets within a phase, phase by phase
+    ends: np.ndarray  # (phases,), kernel positions up to the end of each
+
+# %% ../../nbs/kernels/convolution.ipynb #83061b53
+class ConvGrads(NamedTuple):
+    "Gradients with respect to input, weights and bias."
+
+    dx: np.ndarray  # (B, groups C, H, W), or empty where it is not wanted
+    dw: np.ndarray  # (groups, C K, O), whole tiles of them
+    db: np.ndarray  # (groups O,)
+
+# %% ../../nbs/kernels/convolution.ipynb #a663bdce
+class ConvBuffers(NamedTuple):
+    "Memory that the backward kernel works in; lengths as in ConvWorkspace."
+
+    image: np.ndarray
+    grad: np.ndarray
+    image_grad: np.ndarray
+
+# %% ../../nbs/kernels/convolution.ipynb #210103da
+class ConvWorkspace(NamedTuple):
+    "Lengths of the arrays that the kernels work in."
+
+    image: int  # the channels of a group, phase after phase
+    output: int  # a tile's rows of pre-activations
+    grad: int  # the gradient of a group's output, zeros around each channel
+    image_grad: int  # a tile's rows of the gradient of a phase
+
+# %% ../../nbs/kernels/convolution.ipynb #c36280eb
 class ConvPlan(NamedTuple):
-    "What a convolution of given shapes needs to know; offsets in pixels of the layout."
+    "What the kernels need to know of a convolution of given shapes."
 
     out: tuple[int, int, int, int]  # shape of the output
-    geometry: tuple[
-        int, ...
-    ]  # stride, padding top and left, rows and columns laid out
-    groups: int
-    inputs: int  # channels of a group
-    offsets: np.ndarray  # where the pixels of each channel and tap begin
-    padded: np.ndarray  # the same, up to a multiple of a tile's vectors
-    shifts: np.ndarray  # the same of each tap in its phase, phase by phase
-    taps: np.ndarray  # the taps, phase by phase
-    ends: np.ndarray  # how many of them belong to each phase and those before
+    inputs: int  # input channels of a group, C
+    # plain tuples: Numba recognizes one in 0.2 us, a named one in 0.9 us
+    geometry: tuple[int, ...]  # a ConvGeometry
+    whole: tuple[int, ...]  # a ConvPart: all of the work
+    offsets: (
+        np.ndarray
+    )  # (C K,), of each channel and kernel position, in pixels
+    taps: np.ndarray  # (K,), the kernel positions, phase by phase
+    tables: tuple[np.ndarray, ...]  # ConvTables
+    workspace: dict[int, ConvWorkspace]  # by the number of bytes of a float
     work: int  # multiplications
-    wide: (
-        ConvPlan | None
-    )  # that of the batch as one wide image, if that is better
+    wide: ConvPlan | None  # of the batch as one image, if that is faster
 
-    def rooms(self, itemsize: int) -> tuple[int, int, int, int]:
-        "Numbers in the scratch memory of the kernels: input, sums, gradient, its sums."
-        (_, o, oh, _), (sh, sw, _, _, rows, columns) = self.out, self.geometry
-        tile = 2 * TILE_VECTORS * VECTOR_BYTES // itemsize
-        channels = -(-o // self.groups // TILE_ROWS) * TILE_ROWS
-        positions, laid = oh * columns, rows * columns
-        return (
-            self.inputs * sh * sw * laid + columns + tile,
-            TILE_ROWS * (positions + -positions % tile),
-            channels * (2 * laid - positions + columns + tile),
-            TILE_ROWS * (laid + -laid % tile),
-        )
+# %% ../../nbs/kernels/convolution.ipynb #91e0b70c
+def _geometry(
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    stride: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    dilation: tuple[int, int],
+    groups: int,
+) -> tuple[tuple[int, int, int, int], ConvGeometry]:
+    "The shape of the output, and how the input lies in memory."
+    reach_y = dilation[0] * (weight[2] - 1)
+    reach_x = dilation[1] * (weight[3] - 1)
+    out_rows = (x[2] + sum(padding[0]) - reach_y - 1) // stride[0] + 1
+    out_columns = (x[3] + sum(padding[1]) - reach_x - 1) // stride[1] + 1
+    rows = out_rows + reach_y // stride[0]
+    columns = out_columns + reach_x // stride[1]
+    positions = out_rows * columns
+    zeros = (rows + 1) * columns - positions
+    top, left = padding[0][0], padding[1][0]
+    geometry = ConvGeometry(
+        *stride, top, left, rows, columns, positions, zeros, groups
+    )
+    return (x[0], weight[0], out_rows, out_columns), geometry
+
+# %% ../../nbs/kernels/convolution.ipynb #00540a04
+def _kernel_positions(
+    kernel: Sequence[int], dilation: tuple[int, int], geometry: ConvGeometry
+) -> tuple[np.ndarray, np.ndarray]:
+    "Phase of each kernel position, and its offset in the phase; both (K,)."
+    y = dilation[0] * np.arange(kernel[0])[:, None]
+    x = dilation[1] * np.arange(kernel[1])
+    stride_y, stride_x = geometry.stride_y, geometry.stride_x
+    phase = y % stride_y * stride_x + x % stride_x
+    shift = y // stride_y * geometry.columns + x // stride_x
+    return phase.ravel(), shift.ravel()
+
+# %% ../../nbs/kernels/convolution.ipynb #d409370c
+def _round_up(n: int, unit: int) -> int:
+    "The smallest multiple of `unit` that is at least `n`."
+    return -(-n // unit) * unit
+
+
+def _workspace(
+    geometry: ConvGeometry, inputs: int, outputs: int, itemsize: int
+) -> ConvWorkspace:
+    "Lengths for floats of `itemsize` bytes and channels of a group."
+    # tiles reach beyond the last pixel, narrow ones furthest
+    tile = 2 * TILE_VECTORS * VECTOR_BYTES // itemsize
+    phases = geometry.stride_y * geometry.stride_x
+    pixels = geometry.rows * geometry.columns
+    channel_grad = geometry.zeros + pixels + tile
+    return ConvWorkspace(
+        inputs * phases * pixels + geometry.columns + tile,
+        TILE_ROWS * _round_up(geometry.positions, tile),
+        _round_up(outputs, TILE_ROWS) * channel_grad,
+        TILE_ROWS * _round_up(pixels, tile),
+    )
+
+# %% ../../nbs/kernels/convolution.ipynb #bf0d19c1
+# Where one wide image is faster, forward and backward (8 channels, AVX-512):
+# of 8x8 pixels from 8 images on, by 1.1 to 1.5 times, of 20x20 pixels no more.
+# Very large batches leave the cache.
+WIDE_BATCH_MIN, WIDE_BATCH_MAX = 8, 256
+WIDE_POSITIONS = 200
+
+
+def _wide_plan(
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    stride: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    dilation: tuple[int, int],
+    groups: int,
+) -> ConvPlan:
+    "The plan for the batch as one image, in which a pixel is a batch wide."
+    m, channels, height, width = x
+    left, right = padding[1]
+    return conv_plan(
+        (1, channels, height, width * m),
+        weight,
+        stride,
+        (padding[0], (left * m, right * m)),
+        (dilation[0], dilation[1] * m),
+        groups,
+    )
 
 # %% ../../nbs/kernels/convolution.ipynb #796ce16a
 @lru_cache(512)
@@ -71,362 +195,328 @@ def conv_plan(
     dilation: tuple[int, int],
     groups: int,
 ) -> ConvPlan:
-    "The plan for an image batch and weights of these shapes, which fit."
-    (n, inputs, *size), (o, c, *kernel) = x, weight
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel)]
-    oh, ow = (
-        (i + sum(p) - r - 1) // s + 1
-        for i, p, r, s in zip(size, padding, reach, stride)
-    )
-    (sh, sw), rows, columns = (
-        stride,
-        oh + reach[0] // stride[0],
-        ow + reach[1] // stride[1],
-    )
-    i, j = np.ogrid[
-        : dilation[0] * kernel[0] : dilation[0],
-        : dilation[1] * kernel[1] : dilation[1],
-    ]
-    shift, phase = (
-        (i // sh * columns + j // sw).ravel(),
-        (i % sh * sw + j % sw).ravel(),
-    )
-    offsets = (
-        np.arange(c)[:, None] * sh * sw + phase
-    ) * rows * columns + shift
+    "The plan for images and weights of these shapes, which have to fit."
+    out, geometry = _geometry(x, weight, stride, padding, dilation, groups)
+    images, outputs, out_rows, out_columns = out
+    _, inputs, *kernel = weight
+    phase, shift = _kernel_positions(kernel, dilation, geometry)
+    phases = stride[0] * stride[1]
+    first_phase = np.arange(inputs)[:, None] * phases  # of each channel
+    pixels = geometry.rows * geometry.columns
+    offsets = ((first_phase + phase) * pixels + shift).ravel()
     taps = np.argsort(phase, kind="stable")
-    ends = np.searchsorted(phase[taps], np.arange(sh * sw), "right")
+    ends = np.searchsorted(phase[taps], np.arange(phases), side="right")
+    padded = np.pad(offsets, (0, -offsets.size % TILE_VECTORS))
     wide = None
-    if 8 <= n <= 256 and sw == 1 and oh * columns < 200:
-        (left, right), m = padding[1], n
-        wide = conv_plan(
-            (1, inputs, size[0], size[1] * m),
-            weight,
-            stride,
-            (padding[0], (left * m, right * m)),
-            (dilation[0], dilation[1] * m),
-            groups,
-        )
+    is_small = geometry.positions < WIDE_POSITIONS and stride[1] == 1
+    if is_small and WIDE_BATCH_MIN <= images <= WIDE_BATCH_MAX:
+        wide = _wide_plan(x, weight, stride, padding, dilation, groups)
+    sizes = geometry, inputs, outputs // groups
     return ConvPlan(
-        (n, o, oh, ow),
-        (sh, sw, padding[0][0], padding[1][0], rows, columns),
-        groups,
-        c,
-        offsets.ravel(),
-        np.pad(offsets.ravel(), (0, -offsets.size % TILE_VECTORS)),
-        shift[taps],
+        out,
+        inputs,
+        tuple(geometry),
+        (0, images, 0, outputs // groups, 0, inputs),
+        offsets,
         taps,
-        ends,
-        n * o * oh * ow * c * kernel[0] * kernel[1],
+        (padded, shift[taps], ends),
+        {itemsize: _workspace(*sizes, itemsize) for itemsize in (4, 8)},
+        images * outputs * out_rows * out_columns * offsets.size,
         wide,
     )
 
 # %% ../../nbs/kernels/convolution.ipynb #dba12aa4
 @compiled(inline="always")
-def _copy(to, step_to, source, step, n, add):
-    "to[i step_to] = source[i step] + add, for n numbers."
-    if step_to == 1 and step == 1:
+def _inside(first, stride, size, n):
+    "From and to which of n pixels, first + i stride, lie in range(size)."
+    start = max((stride - 1 - first) // stride, 0)
+    stop = min((size - 1 - first) // stride + 1, n)
+    return start, stop
+
+# %% ../../nbs/kernels/convolution.ipynb #e35377f4
+@compiled(inline="always")
+def _copy(to, to_step, source, step, n, add):
+    "to[i to_step] = source[i step] + add, for i < n."
+    if to_step == 1 and step == 1:
         for i in range(n):
             to[i] = source[i] + add
     else:
         for i in range(n):
-            to[i * step_to] = source[i * step] + add
+            to[i * to_step] = source[i * step] + add
 
-
+# %% ../../nbs/kernels/convolution.ipynb #5cbd0b5d
 @compiled()
 def _pack_input(flat, image, geometry):
-    "flat[c, i, j, y, x]: pixel (y stride + i, x stride + j) of the padded image's channel c."
-    sh, sw, top, left, rows, columns = geometry
+    "flat[c, i, j, y, x] = pixel (y stride + i, x stride + j) of channel c."
     channels, height, width = image.shape
-    at, zero = 0, image.dtype.type(0)
+    stride_y, stride_x = geometry.stride_y, geometry.stride_x
+    zero, at = image.dtype.type(0), 0
     flat[:] = 0
     for c in range(channels):
-        for phase in range(sh * sw):
-            shift = phase % sw - left
-            low = min(max((sw - 1 - shift) // sw, 0), columns)
-            n = min((width - 1 - shift) // sw + 1, columns) - low
-            for r in range(rows):
-                y = r * sh + phase // sw - top
-                if n > 0 and 0 <= y < height:
-                    _copy(
-                        flat[at + low :],
-                        1,
-                        image[c, y, low * sw + shift :],
-                        sw,
-                        n,
-                        zero,
-                    )
-                at += columns
+        for phase in range(stride_y * stride_x):
+            y = phase // stride_x - geometry.top
+            x = phase % stride_x - geometry.left
+            top, bottom = _inside(y, stride_y, height, geometry.rows)
+            left, right = _inside(x, stride_x, width, geometry.columns)
+            for r in range(top, bottom):
+                to = flat[at + r * geometry.columns + left :]
+                source = image[c, y + r * stride_y, x + left * stride_x :]
+                _copy(to, 1, source, stride_x, right - left, zero)
+            at += geometry.rows * geometry.columns
 
-
+# %% ../../nbs/kernels/convolution.ipynb #e6a3767f
 @compiled()
-def _sums(ys, w, flat, table, n, rows):
-    "ys[r, j] = sum over t of w[r, t] flat[table[t] + j], for j < n and at least `rows` rows."
+def _sum_products(y, w, flat, offsets, n):
+    "y[r, j] = sum over t of w[r, t] flat[offsets[t] + j] for j < n."
     tile = TILE_VECTORS * VECTOR_BYTES // flat.itemsize
-    if rows > TILE_ROWS // 2:
+    if w.shape[0] > TILE_ROWS // 2:
         for j in range(0, n, tile):
-            compute_tile(ys, w, flat, table, j)
+            compute_tile(y, w, flat, offsets, j)
     else:
         for j in range(0, n, 2 * tile):
-            narrow_tile(ys, w, flat, table, j)
+            narrow_tile(y, w, flat, offsets, j)
 
-
+# %% ../../nbs/kernels/convolution.ipynb #c9b2ce79
 @compiled()
-def _conv_forward(
-    out, x, weight, bias, offsets, geometry, groups, images, channels, flat, ys
-):
-    "The output for images from, to and channels (of each group) from, to; flat, ys: scratch."
-    rows, columns = out.shape[2:]
-    inputs, outputs, pitch = (
-        x.shape[1] // groups,
-        out.shape[1] // groups,
-        geometry[5],
-    )
-    ys = ys.reshape((TILE_ROWS, -1))
-    for k in range(images[0], images[1]):
-        for g in range(groups):
+def _add_bias(out, sums, bias, pitch):
+    "out[r, y, x] = sums[r, y pitch + x] + bias[r]."
+    for r in range(out.shape[0]):
+        for y in range(out.shape[1]):
+            _copy(out[r, y], 1, sums[r, y * pitch :], 1, out.shape[2], bias[r])
+
+# %% ../../nbs/kernels/convolution.ipynb #523ad86a
+@compiled()
+def _conv_forward(out, x, weight, bias, offsets, geometry, part, flat, sums):
+    "The output of a part of the work; `flat` and `sums` are workspace."
+    geometry, part = ConvGeometry(*geometry), ConvPart(*part)
+    inputs = x.shape[1] // geometry.groups
+    outputs = out.shape[1] // geometry.groups
+    sums = sums.reshape((TILE_ROWS, -1))
+    for k in range(part.image_start, part.image_stop):
+        for g in range(geometry.groups):
             _pack_input(flat, x[k, g * inputs : (g + 1) * inputs], geometry)
-            for o in range(
-                g * outputs + channels[0], g * outputs + channels[1], TILE_ROWS
-            ):
-                few = min(TILE_ROWS, (g + 1) * outputs - o)
-                _sums(
-                    ys,
-                    weight[o : o + TILE_ROWS],
-                    flat,
-                    offsets,
-                    rows * pitch,
-                    few,
+            end = g * outputs + part.output_stop
+            for o in range(g * outputs + part.output_start, end, TILE_ROWS):
+                stop = min(o + TILE_ROWS, end)
+                _sum_products(
+                    sums, weight[o:stop], flat, offsets, geometry.positions
                 )
-                for r in range(few):
-                    for y in range(rows):
-                        _copy(
-                            out[k, o + r, y],
-                            1,
-                            ys[r, y * pitch :],
-                            1,
-                            columns,
-                            bias[o + r],
-                        )
+                _add_bias(out[k, o:stop], sums, bias[o:stop], geometry.columns)
 
 # %% ../../nbs/kernels/convolution.ipynb #aa043566
 @compiled()
-def _lay_out_grad(gs, grad, columns, lead):
-    "gs[r, lead + y columns + x] = grad[r, y, x]; the rest stays 0."
+def _pack_grad(packed, grad, geometry):
+    "packed[r, zeros + y columns + x] = grad[r, y, x]; the rest stays 0."
     zero = grad.dtype.type(0)
     for r in range(grad.shape[0]):
         for y in range(grad.shape[1]):
-            _copy(
-                gs[r, lead + y * columns :],
-                1,
-                grad[r, y],
-                1,
-                grad.shape[2],
-                zero,
-            )
+            to = packed[r, geometry.zeros + y * geometry.columns :]
+            _copy(to, 1, grad[r, y], 1, grad.shape[2], zero)
 
-
+# %% ../../nbs/kernels/convolution.ipynb #0475095f
 @compiled()
-def _scatter_gradient(image, line, phase, first, last, geometry):
-    "One channel's gradient in rows first to last of a phase, to where it lies in the image."
-    sh, sw, top, left, rows, columns = geometry
-    shift, zero = phase % sw - left, line.dtype.type(0)
-    low = min(max((sw - 1 - shift) // sw, 0), columns)
-    n = min((image.shape[1] - 1 - shift) // sw + 1, columns) - low
-    if n > 0:
-        for r in range(first, last):
-            row = image[r * sh + phase // sw - top, low * sw + shift :]
-            _copy(row, sw, line[(r - first) * columns + low :], 1, n, zero)
-
-
-@compiled()
-def _sources(shifts, ends, outputs, pitch, lead):
-    "Where the gradients begin that each phase of the input's gradient sums, in gs."
-    sources, start, at = np.empty(outputs * shifts.size, np.int64), 0, 0
+def _grad_offsets(shifts, ends, outputs, pitch, zeros):
+    "Offsets of the output gradients that the gradient of each phase sums."
+    offsets = np.empty(outputs * shifts.size, np.int64)
+    start, at = 0, 0
     for end in ends:
         for o in range(outputs):
             for t in range(start, end):
-                sources[at] = o * pitch + lead - shifts[t]
+                offsets[at] = o * pitch + zeros - shifts[t]
                 at += 1
         start = end
-    return sources
+    return offsets
 
-
+# %% ../../nbs/kernels/convolution.ipynb #c74a397a
 @compiled()
-def _input_grad(dx, ds, gs, sources, back, ends, outputs, geometry):
-    "The gradient by up to a tile's rows of channels of one image."
-    sh, sw, top, _, rows, columns = geometry
-    channels, start, flat = min(TILE_ROWS, dx.shape[0]), 0, gs.reshape(-1)
+def _scatter_gradient(image, packed, phase, top, bottom, geometry):
+    "Gradient of a phase's rows, top to bottom, to their pixels of (H, W)."
+    y = phase // geometry.stride_x - geometry.top
+    x = phase % geometry.stride_x - geometry.left
+    step, columns = geometry.stride_x, geometry.columns
+    left, right = _inside(x, step, image.shape[1], columns)
+    zero = packed.dtype.type(0)
+    if right > left:
+        for r in range(top, bottom):
+            to = image[y + r * geometry.stride_y, x + left * step :]
+            source = packed[(r - top) * columns + left :]
+            _copy(to, step, source, 1, right - left, zero)
+
+# %% ../../nbs/kernels/convolution.ipynb #f224bc78
+@compiled()
+def _input_grad_tile(dx, sums, grad, weight, offsets, ends, geometry):
+    "Gradient dx (C, H, W) of at most a tile's channels; weight: (C, O K)."
+    outputs = offsets.size // ends[-1]
+    start, flat = 0, grad.reshape(-1)
     for phase in range(ends.size):
-        end, shift = ends[phase] * outputs, phase // sw - top
-        first = max(
-            (sh - 1 - shift) // sh, 0
-        )  # the rows of the layout inside the image
-        last = min((dx.shape[1] - 1 - shift) // sh + 1, rows)
-        if end > start and last > first:
-            _sums(
-                ds,
-                back[:, start:end],
-                flat[first * columns :],
-                sources[start:end],
-                (last - first) * columns,
-                channels,
-            )
-            for r in range(channels):
-                _scatter_gradient(dx[r], ds[r], phase, first, last, geometry)
-        start = end
+        stop = ends[phase] * outputs
+        y = phase // geometry.stride_x - geometry.top
+        height, rows = dx.shape[1], geometry.rows
+        top, bottom = _inside(y, geometry.stride_y, height, rows)
+        if stop > start and bottom > top:
+            terms = flat[top * geometry.columns :]
+            n = (bottom - top) * geometry.columns
+            w, places = weight[:, start:stop], offsets[start:stop]
+            _sum_products(sums, w, terms, places, n)
+            for r in range(dx.shape[0]):
+                _scatter_gradient(dx[r], sums[r], phase, top, bottom, geometry)
+        start = stop
 
-
+# %% ../../nbs/kernels/convolution.ipynb #74cbe690
 @compiled()
-def _conv_backward(
-    dx,
-    dw,
-    db,
-    grad,
-    x,
-    back,
-    tables,
-    geometry,
-    groups,
-    images,
-    outs,
-    ins,
-    flat,
-    gs,
-    ds,
-):
-    "Adds to dw (groups, taps, outputs) and db, sets dx; flat, gs, ds: scratch."
-    offsets, shifts, ends = tables
-    inputs, outputs, columns = (
-        x.shape[1] // groups,
-        grad.shape[1] // groups,
-        geometry[5],
+def _input_grad(dx, sums, grad, weight, offsets, ends, geometry, part):
+    "Gradient dx (C, H, W) of the input channels of a part; weight: (C, O K)."
+    for c in range(part.input_start, part.input_stop, TILE_ROWS):
+        tile = slice(c, min(c + TILE_ROWS, part.input_stop))
+        w = weight[tile]
+        _input_grad_tile(dx[tile], sums, grad, w, offsets, ends, geometry)
+
+# %% ../../nbs/kernels/convolution.ipynb #7c4edd6c
+@compiled()
+def _weight_grad(dw, db, grad, flat, offsets, geometry, part):
+    "Adds to dw (C K, O) and db (O,) what the output channels of a part give."
+    zeros, positions = geometry.zeros, geometry.positions
+    for o in range(part.output_start, part.output_stop, TILE_ROWS):
+        for t in range(0, offsets.size, TILE_VECTORS):
+            dot_rows(dw, grad, flat, offsets, o, t, zeros, positions)
+        for r in range(o, min(o + TILE_ROWS, part.output_stop)):
+            db[r] += row_sum(grad[r])
+
+# %% ../../nbs/kernels/convolution.ipynb #0760b89e
+@compiled()
+def _conv_backward(grads, grad, x, weight, tables, geometry, part, buffers):
+    "Sets dx unless it is empty, adds to dw (groups, C K, O) and db (O,)."
+    grads, buffers = ConvGrads(*grads), ConvBuffers(*buffers)
+    tables, part = ConvTables(*tables), ConvPart(*part)
+    geometry = ConvGeometry(*geometry)
+    inputs = x.shape[1] // geometry.groups
+    outputs = grad.shape[1] // geometry.groups
+    packed = buffers.grad.reshape((grads.dw.shape[2], -1))
+    sums = buffers.image_grad.reshape((TILE_ROWS, -1))
+    flat, ends, pitch = buffers.image, tables.ends, packed.shape[1]
+    sources = _grad_offsets(
+        tables.shifts, ends, outputs, pitch, geometry.zeros
     )
-    positions, laid = grad.shape[2] * columns, geometry[4] * columns
-    edge = (
-        laid - positions + columns
-    )  # zeros before and after each channel's gradient
-    gs, ds = gs.reshape((dw.shape[2], -1)), ds.reshape((TILE_ROWS, -1))
-    sources = _sources(shifts, ends, outputs, gs.shape[1], edge)
-    gs[:] = 0
-    for k in range(images[0], images[1]):
-        for g in range(groups):
-            _lay_out_grad(
-                gs, grad[k, g * outputs : (g + 1) * outputs], columns, edge
-            )
-            _pack_input(flat, x[k, g * inputs : (g + 1) * inputs], geometry)
-            for o in range(outs[0], outs[1], TILE_ROWS):
-                for t in range(0, offsets.size, TILE_VECTORS):
-                    dot_rows(dw[g], gs, flat, offsets, o, t, edge, positions)
-                for r in range(o, min(o + TILE_ROWS, outputs)):
-                    db[g * outputs + r] += row_sum(gs[r])
-            for c in range(
-                g * inputs + ins[0], g * inputs + ins[1], TILE_ROWS
-            ):
-                _input_grad(
-                    dx[k, c : (g + 1) * inputs],
-                    ds,
-                    gs,
-                    sources,
-                    back[c : c + TILE_ROWS],
-                    ends,
-                    outputs,
-                    geometry,
-                )
+    packed[:] = 0
+    for k in range(part.image_start, part.image_stop):
+        for g in range(geometry.groups):
+            ins = slice(g * inputs, (g + 1) * inputs)
+            outs = slice(g * outputs, (g + 1) * outputs)
+            _pack_input(flat, x[k, ins], geometry)
+            _pack_grad(packed, grad[k, outs], geometry)
+            dw, db, offsets = grads.dw[g], grads.db[outs], tables.offsets
+            _weight_grad(dw, db, packed, flat, offsets, geometry, part)
+            if grads.dx.size > 0:
+                dx, w = grads.dx[k, ins], weight[ins]
+                _input_grad(dx, sums, packed, w, sources, ends, geometry, part)
 
 # %% ../../nbs/kernels/convolution.ipynb #1fcaeeb8
-def _shares(plan: ConvPlan) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    "What each piece of work is: images from, to; which share of the channels, of how many."
-    n, threads = plan.out[0], num_threads() if plan.work > 1e7 else 1
+# Multiplications that one thread does alone: in about 0.2 ms with AVX-512.
+# Waking a second one takes 0.04 ms, and both share a cache.
+PARALLEL_WORK = 10_000_000
+
+
+def _parts(plan: ConvPlan) -> list[tuple[int, ...]]:
+    "The parts of the work: all of it, or images or channels for each thread."
+    threads = num_threads() if plan.work > PARALLEL_WORK else 1
     if threads == 1:
-        return [((0, n), (0, 1))]
-    if n == 1:
-        return [((0, n), (i, threads)) for i in range(threads)]
-    pieces = min(n, 2 * threads)
-    cuts = [i * n // pieces for i in range(pieces + 1)]
-    return [(images, (0, 1)) for images in zip(cuts, cuts[1:])]
+        return [plan.whole]
+    images, outputs, inputs = plan.whole[1::2]
+    if images == 1:
+        return [
+            (
+                0,
+                1,
+                *_channels(outputs, i, threads),
+                *_channels(inputs, i, threads),
+            )
+            for i in range(threads)
+        ]
+    n = min(images, 2 * threads)
+    bounds = [i * images // n for i in range(n + 1)]
+    return [(*ends, *plan.whole[2:]) for ends in zip(bounds, bounds[1:])]
 
 # %% ../../nbs/kernels/convolution.ipynb #fe540885
-def _channels(share: tuple[int, int], n: int) -> tuple[int, int]:
-    "That share of `n` channels, from and to; it begins at a tile."
-    (i, of), tiles = share, -(-n // TILE_ROWS)
-    return i * tiles // of * TILE_ROWS, min(
-        n, (i + 1) * tiles // of * TILE_ROWS
-    )
+def _channels(n: int, i: int, parts: int) -> tuple[int, int]:
+    "Part i of n channels, from and to; parts begin where tiles do."
+    tiles = -(-n // TILE_ROWS)
+    start = i * tiles // parts * TILE_ROWS
+    stop = (i + 1) * tiles // parts * TILE_ROWS
+    return start, min(stop, n)
 
 # %% ../../nbs/kernels/convolution.ipynb #ad1434df
-def _padded(a: np.ndarray, groups: int) -> np.ndarray:
-    "`a` (groups n, k) with as many rows of zeros below as tiles read past the last group."
-    missing = -(len(a) // groups) % TILE_ROWS
-    if not missing:
-        return np.ascontiguousarray(
-            a
-        )  # as tiles read it: a weight of 1×1, turned, lies otherwise
-    padded = np.zeros((len(a) + missing, a.shape[1]), a.dtype)
-    padded[: len(a)] = a
-    return padded
+def _run(work: Callable[[int], None], n: int) -> None:
+    "work(0), ..., work(n - 1), in several threads if n is not 1."
+    if n == 1:
+        work(0)
+    else:
+        in_threads(work, n)
 
 # %% ../../nbs/kernels/convolution.ipynb #9317b7e7
-def _wide(images: np.ndarray) -> np.ndarray:
-    "(m, channels, height, width) as one image (1, channels, height, width m)."
-    channels, height, width, m = (lying := to_batch_last(images)).shape
-    return lying.reshape(1, channels, height, width * m)
+def _to_wide(images: np.ndarray) -> np.ndarray:
+    "Images (B, C, H, W) as one, (1, C, H, W B)."
+    batch_last = to_batch_last(images)
+    channels, height, width, m = batch_last.shape
+    return batch_last.reshape(1, channels, height, width * m)
 
 # %% ../../nbs/kernels/convolution.ipynb #4ebbf34c
-def _narrow(image: np.ndarray, m: int) -> np.ndarray:
-    "The batch that was laid out as one wide image."
-    return to_batch_first(image.reshape(*image.shape[1:3], -1, m))
+def _from_wide(image: np.ndarray, m: int) -> np.ndarray:
+    "The m images (m, C, H, W) that lie in one (1, C, H, W m)."
+    _, channels, height, width = image.shape
+    return to_batch_first(image.reshape(channels, height, width // m, m))
 
 # %% ../../nbs/kernels/convolution.ipynb #b0f67b18
 def tuned_conv2d(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, plan: ConvPlan
 ) -> np.ndarray:
-    "conv2d of arguments that have been checked and have one dtype; the batch may lie last."
+    "Convolution of x (B, C, H, W), of one dtype; the batch may lie last."
     if plan.wide:
-        return _narrow(tuned_conv2d(_wide(x), weight, bias, plan.wide), len(x))
-    x, out, o = (
-        np.ascontiguousarray(x),
-        np.empty(plan.out, x.dtype),
-        len(weight) // plan.groups,
-    )
-    w, shares = (
-        _padded(weight.reshape(len(weight), -1), plan.groups),
-        _shares(plan),
-    )
+        wide = tuned_conv2d(_to_wide(x), weight, bias, plan.wide)
+        return _from_wide(wide, len(x))
+    x = np.ascontiguousarray(x)
+    out = np.empty(plan.out, x.dtype)
+    matrix = np.ascontiguousarray(weight).reshape(len(weight), -1)
+    space, parts = plan.workspace[x.itemsize], _parts(plan)
 
     def work(i):
-        images, share = shares[i]
-        _conv_forward(
-            out,
-            x,
-            w,
-            bias,
-            plan.offsets,
-            plan.geometry,
-            plan.groups,
-            images,
-            _channels(share, o),
-            *scratch_arrays(x.dtype, *plan.rooms(x.itemsize)[:2]),
-        )
+        buffers = scratch_arrays(x.dtype, space.image, space.output)
+        arrays = out, x, matrix, bias, plan.offsets
+        _conv_forward(*arrays, plan.geometry, parts[i], *buffers)
 
-    in_threads(work, len(shares))
+    _run(work, len(parts))
     return out
 
 # %% ../../nbs/kernels/convolution.ipynb #78256ba3
-def _turned(weight: np.ndarray, plan: ConvPlan) -> np.ndarray:
-    "Weights (inputs, outputs x taps), phase by phase, as the input's gradient needs them."
-    n, o, c, k = (
-        plan.groups,
-        len(weight) // plan.groups,
-        weight.shape[1],
-        plan.taps.size,
-    )
-    w = weight.reshape(n, o, c, k)[..., plan.taps].transpose(0, 2, 1, 3)
-    phases = zip([0, *plan.ends], plan.ends)
-    w = np.concatenate(
-        [w[..., a:b].reshape(n * c, o * (b - a)) for a, b in phases], axis=1
-    )
-    return _padded(w, n)
+def _transpose_weight(weight: np.ndarray, plan: ConvPlan) -> np.ndarray:
+    "Weights (O, C, K) of each group as (C, O K), phase by phase."
+    outputs, inputs = plan.whole[3], plan.inputs
+    w = weight.reshape(-1, outputs, inputs, plan.taps.size)[..., plan.taps]
+    w = w.transpose(0, 2, 1, 3).reshape(-1, outputs, plan.taps.size)
+    phases = np.split(w, plan.tables[2][:-1], axis=2)
+    matrices = [phase.reshape(len(w), -1) for phase in phases]
+    return np.ascontiguousarray(np.concatenate(matrices, axis=1))
+
+# %% ../../nbs/kernels/convolution.ipynb #1873016c
+def _empty_weight_grads(
+    parts: int, plan: ConvPlan, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    "Zeros for each part's dw (groups, C K, O), whole tiles of them, and db."
+    channels, outputs = plan.out[1], plan.whole[3]
+    terms, columns = plan.tables[0].size, _round_up(outputs, TILE_ROWS)
+    dw = np.zeros((parts, channels // outputs, terms, columns), dtype)
+    return dw, np.zeros((parts, channels), dtype)
+
+# %% ../../nbs/kernels/convolution.ipynb #9cc8f459
+def _input_grad_arrays(
+    x: np.ndarray, weight: np.ndarray, plan: ConvPlan, wanted: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    "Memory for dx, and the weights for it; both empty where dx is not wanted."
+    if not wanted:
+        return np.empty((0, 0, 0, 0), x.dtype), np.empty((0, 0), x.dtype)
+    is_strided = plan.geometry[0] * plan.geometry[1] > 1
+    # with a stride, there may be pixels that no window covers
+    dx = np.zeros_like(x) if is_strided else np.empty_like(x)
+    return dx, _transpose_weight(weight, plan)
 
 # %% ../../nbs/kernels/convolution.ipynb #ecaadbda
 def tuned_conv2d_backward(
@@ -436,52 +526,27 @@ def tuned_conv2d_backward(
     plan: ConvPlan,
     input_grad: bool = True,
 ) -> tuple:
-    "Gradients by input (None unless wanted), weight and bias of `tuned_conv2d`."
+    "Gradients with respect to x (None unless wanted), weight and bias."
     if plan.wide:
-        dx, *rest = tuned_conv2d_backward(
-            _wide(grad), _wide(x), weight, plan.wide, input_grad
+        dx, *params = tuned_conv2d_backward(
+            _to_wide(grad), _to_wide(x), weight, plan.wide, input_grad
         )
-        return dx if dx is None else _narrow(dx, len(x)), *rest
+        return _from_wide(dx, len(x)) if input_grad else None, *params
     grad, x = np.ascontiguousarray(grad), np.ascontiguousarray(x)
-    n, o, c, k = (
-        plan.groups,
-        len(weight) // plan.groups,
-        weight.shape[1],
-        plan.taps.size,
-    )
-    shares = _shares(plan)
-    tables = plan.padded, plan.shifts, plan.ends
-    dw = np.zeros(
-        (len(shares), n, plan.padded.size, o + -o % TILE_ROWS), x.dtype
-    )
-    db = np.zeros((len(shares), n * o), x.dtype)
-    back = _turned(weight, plan) if input_grad else dw[0, 0]
-    dx = np.empty(x.shape if input_grad else (0, 0, 0, 0), x.dtype)
-    if len(plan.ends) > 1:
-        dx[:] = 0  # with a stride, pixels may be left out
+    space, parts = plan.workspace[x.itemsize], _parts(plan)
+    dw, db = _empty_weight_grads(len(parts), plan, x.dtype)
+    dx, matrix = _input_grad_arrays(x, weight, plan, input_grad)
 
     def work(i):
-        images, share = shares[i]
-        flat, _, gs, ds = plan.rooms(x.itemsize)
-        _conv_backward(
-            dx,
-            dw[i],
-            db[i],
-            grad,
-            x,
-            back,
-            tables,
-            plan.geometry,
-            n,
-            images,
-            _channels(share, o),
-            _channels(share, c) if input_grad else (0, 0),
-            *scratch_arrays(x.dtype, flat, gs, ds),
-        )
+        lengths = space.image, space.grad, space.image_grad
+        buffers = tuple(scratch_arrays(x.dtype, *lengths))
+        arrays = (dx, dw[i], db[i]), grad, x, matrix, plan.tables
+        _conv_backward(*arrays, plan.geometry, parts[i], buffers)
 
-    in_threads(work, len(shares))
-    (dw, *more), (db, *others) = dw, db
-    for a, b in zip(more, others):
-        dw, db = dw + a, db + b
-    dw = dw[:, : c * k, :o].transpose(0, 2, 1).reshape(weight.shape)
-    return dx if input_grad else None, dw, db
+    _run(work, len(parts))
+    for i in range(1, len(parts)):
+        dw[0] += dw[i]
+        db[0] += db[i]
+    outputs, terms = plan.whole[3], plan.offsets.size
+    dw = dw[0, :, :terms, :outputs].transpose(0, 2, 1).reshape(weight.shape)
+    return dx if input_grad else None, dw, db[0]

@@ -33,7 +33,7 @@ _LN2, _LN2_REST = 0.6931471805599453, 2.3190468138462996e-17
 
 # %% ../../nbs/kernels/elementary.ipynb #0909277c
 def _split_ln2(info: Any) -> tuple[float, float]:
-    "ln 2 as a number so short that its product with every $k$ is exact, and the rest."
+    "ln 2 as a number so short that $k$ times it is exact, and the rest."
     unit = 2.0 ** (info.nmant - info.nexp + 1)
     high = round(_LN2 * unit) / unit
     return high, _LN2 - high + _LN2_REST
@@ -72,14 +72,13 @@ _OPTIONS: Any = {
 def _for_kernels(
     make: Callable[[type], Callable[[Any], Any]],
 ) -> Callable[[Any], Any]:
-    "A function of one float for use in kernels; `make(real)` is its code for a dtype."
+    "A function of one float for kernels; `make(real)`: its code for a dtype."
     code = {real: make(real) for real in (np.float32, np.float64)}
 
     def function(x):
+        real = np.float32 if isinstance(x, np.float32) else np.float64
         with np.errstate(all="ignore"):
-            return code[
-                np.float32 if isinstance(x, np.float32) else np.float64
-            ](x)
+            return code[real](x)
 
     @overload(function, jit_options=_OPTIONS)
     def _choose(x):
@@ -92,7 +91,7 @@ def _for_kernels(
 def _polynomial(
     real: type, coefficients: Sequence[float]
 ) -> Callable[[Any], Any]:
-    "The polynomial with these coefficients, from the lowest power on, by Horner's rule."
+    "The polynomial of coefficients, lowest power first, by Horner's rule."
     first, *others = (real(c) for c in reversed(coefficients))
     rest = tuple(others)
 
@@ -107,14 +106,11 @@ def _polynomial(
 
 # %% ../../nbs/kernels/elementary.ipynb #3fe862e3
 def _reduction(real: type) -> tuple[Any, Callable[[Any], Any]]:
-    r"The integer type as long as `real`; code for $k$, as it lies in a float, and $e^r - 1$."
+    r"The integer type of that size; code for $k$ in a float, and $e^r - 1$."
     info = np.finfo(real)
     word = np.dtype(f"i{info.bits // 8}").type
-    shift, magic, per_ln2 = (
-        word(info.nmant),
-        real(1.5 * 2.0**info.nmant),
-        real(1 / _LN2),
-    )
+    shift, magic = word(info.nmant), real(1.5 * 2.0**info.nmant)
+    per_ln2 = real(1 / _LN2)
     ln2, ln2_rest = map(real, _split_ln2(info))
     q = _polynomial(real, _EXP[real])
 
@@ -132,35 +128,31 @@ def _reduction(real: type) -> tuple[Any, Callable[[Any], Any]]:
 def fast_exp(real):
     "exp(x); 0 where that is no normal number, infinity where it is too large."
     word, reduce = _reduction(real)
-    least, most = (
-        real(np.log(float(x)))
-        for x in (np.finfo(real).tiny, np.finfo(real).max)
-    )
+    smallest = real(np.log(float(np.finfo(real).tiny)))
+    largest = real(np.log(float(np.finfo(real).max)))
     zero, one, infinity = real(0), real(1), real(np.inf)
 
     def exp(x):
         k, s = reduce(x)
         y = word(real(one + s).view(word) + k).view(real)
-        y = y if x > least else zero
-        return y if x < most else x + infinity
+        y = y if x > smallest else zero
+        return y if x < largest else x + infinity
 
     return exp
 
 # %% ../../nbs/kernels/elementary.ipynb #e6bd5bad
 @_for_kernels
 def fast_expm1(real):
-    "exp(x) - 1, to full precision near 0; does not grow any more above x = 88 (709)."
+    "exp(x) - 1, to full precision near 0; constant above x = 88 (709)."
     word, reduce = _reduction(real)
     info, one = np.finfo(real), real(1)
-    least, most = (
-        real(np.log(float(info.tiny))),
-        real((info.maxexp - 1) * _LN2),
-    )
+    smallest = real(np.log(float(info.tiny)))
+    largest = real((info.maxexp - 1) * _LN2)
     one_bits = one.view(word)
 
     def expm1(x):
-        x = least if x < least else x
-        x = most if x > most else x
+        x = smallest if x < smallest else x
+        x = largest if x > largest else x
         k, s = reduce(x)
         power = word(k + one_bits).view(real)
         return power * s + (power - one)
@@ -192,7 +184,7 @@ def fast_tanh(real):
     return tanh
 
 # %% ../../nbs/kernels/elementary.ipynb #6f91abb6
-_SLOPE, _SLOPE_REST = 1.1283791670955126, 1.533545961316588e-17
+_DERIVATIVE, _DERIVATIVE_REST = 1.1283791670955126, 1.533545961316588e-17
 
 # %% ../../nbs/kernels/elementary.ipynb #4bc5f81e
 _ERF: dict[type, tuple[float, ...]] = {
@@ -237,18 +229,19 @@ _ERF: dict[type, tuple[float, ...]] = {
 @_for_kernels
 def fast_erf(real):
     "The error function, to full precision near 0."
-    even, odd = (_polynomial(real, _ERF[real][i::2]) for i in (0, 1))
-    derivative = real(_SLOPE)
-    slope_rest = real(_SLOPE - float(derivative) + _SLOPE_REST)
-    most, one = real(4 if real is np.float32 else 6), real(1)
-    scale = one / (most / real(2))
+    even = _polynomial(real, _ERF[real][::2])
+    odd = _polynomial(real, _ERF[real][1::2])
+    derivative = real(_DERIVATIVE)
+    rest = real(_DERIVATIVE - float(derivative) + _DERIVATIVE_REST)
+    largest, one = real(4 if real is np.float32 else 6), real(1)
+    scale = one / (largest / real(2))
 
     def erf(x):
         t = abs(x)
-        t = most if t > most else t
+        t = largest if t > largest else t
         v = t * scale - one
         q = even(v * v) + v * odd(v * v)
-        e = fast_expm1(-(t * derivative + t * (slope_rest + t * q)))
+        e = fast_expm1(-(t * derivative + t * (rest + t * q)))
         return -e if x > 0 else e
 
     return erf
@@ -275,12 +268,13 @@ def fast_log(real):
     word = np.dtype(f"i{info.bits // 8}").type
     shift, magic = word(info.nmant), real(1.5 * 2.0**info.nmant)
     ln2, ln2_rest = map(real, _split_ln2(info))
-    root, magic_bits = real(np.sqrt(0.5)).view(word), magic.view(word)
+    sqrt_half = real(np.sqrt(0.5)).view(word)
+    magic_bits = magic.view(word)
     tiny, infinity, nan = info.tiny, real(np.inf), real(np.nan)
     zero, one, two, half = real(0), real(1), real(2), real(0.5)
 
     def log(x):
-        e = word(word(real(x).view(word) - root) >> shift)
+        e = word(word(real(x).view(word) - sqrt_half) >> shift)
         k = word(e + magic_bits).view(real) - magic
         f = word(real(x).view(word) - word(e << shift)).view(real) - one
         s, h = f / (two + f), half * f * f
@@ -322,7 +316,7 @@ class _VectorModel(models.PrimitiveModel):
         number = manager.lookup(kind.number).get_value_type()
         super().__init__(manager, kind, ir.VectorType(number, LANES))
 
-
+# %% ../../nbs/kernels/elementary.ipynb #e486e19d
 def _arithmetic(operation: Callable, instruction: str) -> None:
     "Let kernels do that operation on two vectors."
 
@@ -344,7 +338,7 @@ _arithmetic(operator.sub, "fsub")
 _arithmetic(operator.mul, "fmul")
 
 # %% ../../nbs/kernels/elementary.ipynb #5a3f01c7
-def _same(builder: Any, number: Any) -> Any:
+def _fill_lanes(builder: Any, number: Any) -> Any:
     "A vector of one number in all lanes."
     kind = ir.VectorType(number.type, LANES)
     one = builder.insert_element(
@@ -353,9 +347,9 @@ def _same(builder: Any, number: Any) -> Any:
     places = ir.VectorType(ir.IntType(32), LANES)
     return builder.shuffle_vector(one, one, ir.Constant(places, [0] * LANES))
 
-
+# %% ../../nbs/kernels/elementary.ipynb #e952790d
 @intrinsic
-def _whole(_, a, start):
+def _load_whole(_, a, start):
     "The numbers of `a` from `start` on, if there are enough."
 
     def emit(context, builder, signature, values):
@@ -368,26 +362,21 @@ def _whole(_, a, start):
 
     return _Vector(a.dtype)(a, types.int64), emit
 
-
-def _there(
+# %% ../../nbs/kernels/elementary.ipynb #cc9a7a1c
+def _address(
     context: Any, builder: Any, a: Any, array: Any, start: Any
 ) -> tuple[Any, Any, Any]:
-    "The address of the numbers of an array from `start` on, its alignment, which lanes exist."
-    word, array = (
-        ir.IntType(32),
-        context.make_array(a)(context, builder, array),
-    )
+    "Address of an array's numbers from `start`, alignment, which lanes exist."
+    word = ir.IntType(32)
+    array = context.make_array(a)(context, builder, array)
     kind = context.get_value_type(_Vector(a.dtype)).as_pointer()
     at = builder.bitcast(builder.gep(array.data, [start]), kind)
     n = builder.trunc(
         builder.sub(builder.extract_value(array.shape, 0), start), word
     )
     lane = ir.Constant(ir.VectorType(word, LANES), list(range(LANES)))
-    return (
-        at,
-        word(a.dtype.bitwidth // 8),
-        builder.icmp_signed("<", lane, _same(builder, n)),
-    )
+    exists = builder.icmp_signed("<", lane, _fill_lanes(builder, n))
+    return at, word(a.dtype.bitwidth // 8), exists
 
 
 def _masked(
@@ -402,32 +391,26 @@ def _masked(
     )
     return builder.call(code, arguments)
 
-
+# %% ../../nbs/kernels/elementary.ipynb #0ac58982
 @intrinsic
-def _rest(_, a, start, fill):
+def _load_rest(_, a, start, fill):
     "The numbers of `a` from `start` on, as far as there are any."
 
     def emit(context, builder, signature, values):
-        place = _there(context, builder, a, *values[:2])
-        otherwise = _same(builder, values[2])
-        return _masked(
-            builder,
-            "load",
-            otherwise.type,
-            otherwise.type,
-            [*place, otherwise],
-        )
+        place = _address(context, builder, a, *values[:2])
+        otherwise = _fill_lanes(builder, values[2])
+        kind, arguments = otherwise.type, [*place, otherwise]
+        return _masked(builder, "load", kind, kind, arguments)
 
     return _Vector(a.dtype)(a, types.int64, a.dtype), emit
 
-
+# %% ../../nbs/kernels/elementary.ipynb #e5593c8a
 @intrinsic
-def _put_whole(_, a, start, v):
+def _store_whole(_, a, start, v):
     def emit(context, builder, signature, values):
         data = context.make_array(a)(context, builder, values[0]).data
-        at = builder.bitcast(
-            builder.gep(data, [values[1]]), values[2].type.as_pointer()
-        )
+        kind = values[2].type.as_pointer()
+        at = builder.bitcast(builder.gep(data, [values[1]]), kind)
         builder.store(values[2], at).align = a.dtype.bitwidth // 8
         return context.get_dummy_value()
 
@@ -435,23 +418,18 @@ def _put_whole(_, a, start, v):
 
 
 @intrinsic
-def _put_rest(_, a, start, v):
+def _store_rest(_, a, start, v):
     def emit(context, builder, signature, values):
-        at, size, there = _there(context, builder, a, *values[:2])
-        _masked(
-            builder,
-            "store",
-            ir.VoidType(),
-            values[2].type,
-            [values[2], at, size, there],
-        )
+        place, vector = _address(context, builder, a, *values[:2]), values[2]
+        nothing = ir.VoidType()
+        _masked(builder, "store", nothing, vector.type, [vector, *place])
         return context.get_dummy_value()
 
     return types.void(a, types.int64, v), emit
 
-
+# %% ../../nbs/kernels/elementary.ipynb #d65d6104
 def load_vector(a, start, fill):
-    "The numbers of the contiguous `a` from `start` on, a vector full; `fill` beyond its end."
+    "LANES numbers of the contiguous (n,) array from `start`; `fill` beyond n."
     vector, part = np.full(LANES, fill, a.dtype), a[start : start + LANES]
     vector[: part.size] = part
     return vector
@@ -464,36 +442,34 @@ def _contiguous(a: Any) -> None:
 
 
 @overload(load_vector, jit_options=_OPTIONS)
-def _lanes_compiled(a, start, fill):
+def _load_compiled(a, start, fill):
     _contiguous(a)
 
-    def lanes(a, start, fill):
-        return (
-            _whole(a, start)
-            if start + LANES <= a.size
-            else _rest(a, start, fill)
-        )
+    def load(a, start, fill):
+        if start + LANES <= a.size:
+            return _load_whole(a, start)
+        return _load_rest(a, start, fill)
 
-    return lanes
+    return load
 
-
+# %% ../../nbs/kernels/elementary.ipynb #76138c33
 def store_vector(a, start, v):
-    "The vector into the contiguous `a` from `start` on; nothing beyond its end."
+    "Store a vector in the contiguous (n,) array from `start` on, up to n."
     part = a[start : start + LANES]
     part[:] = v[: part.size]
 
 
 @overload(store_vector, jit_options=_OPTIONS)
-def _put_compiled(a, start, v):
+def _store_compiled(a, start, v):
     _contiguous(a)
 
-    def put(a, start, v):
+    def store(a, start, v):
         if start + LANES <= a.size:
-            _put_whole(a, start, v)
+            _store_whole(a, start, v)
         else:
-            _put_rest(a, start, v)
+            _store_rest(a, start, v)
 
-    return put
+    return store
 
 # %% ../../nbs/kernels/elementary.ipynb #5a3f01c8
 def broadcast(x):
@@ -512,7 +488,7 @@ def horizontal_sum(v):
         v = v[: v.size // 2] + v[v.size // 2 :]
     return v[0]
 
-
+# %% ../../nbs/kernels/elementary.ipynb #624a89d2
 def _as_instructions(
     function: Callable, returned: Callable, emit: Callable
 ) -> None:
@@ -521,11 +497,8 @@ def _as_instructions(
     @intrinsic
     def compiled(_, x):
         def code(context, builder, signature, values):
-            return emit(
-                builder,
-                values[0],
-                context.get_value_type(signature.return_type),
-            )
+            kind = context.get_value_type(signature.return_type)
+            return emit(builder, values[0], kind)
 
         return returned(x)(x), code
 
@@ -534,28 +507,26 @@ def _as_instructions(
         return lambda x: compiled(x)
 
 
-def _halved(builder: Any, v: Any, _: Any) -> Any:
+def _sum_halves(builder: Any, v: Any, _: Any) -> Any:
     while (n := v.type.count // 2) > 0:
         kind = ir.VectorType(ir.IntType(32), n)
-        low, high = (
-            builder.shuffle_vector(
-                v, v, ir.Constant(kind, list(range(i, i + n)))
-            )
-            for i in (0, n)
-        )
+        low_lanes = ir.Constant(kind, list(range(n)))
+        high_lanes = ir.Constant(kind, list(range(n, 2 * n)))
+        low = builder.shuffle_vector(v, v, low_lanes)
+        high = builder.shuffle_vector(v, v, high_lanes)
         v = builder.fadd(low, high)
     return builder.extract_element(v, ir.IntType(32)(0))
 
 
 _as_instructions(
-    broadcast, _Vector, lambda builder, x, kind: _same(builder, x)
+    broadcast, _Vector, lambda builder, x, kind: _fill_lanes(builder, x)
 )
 _as_instructions(
     to_float64,
     lambda v: _Vector(types.float64),
     lambda builder, v, kind: v if v.type == kind else builder.fpext(v, kind),
 )
-_as_instructions(horizontal_sum, lambda v: v.number, _halved)
+_as_instructions(horizontal_sum, lambda v: v.number, _sum_halves)
 
 # %% ../../nbs/kernels/elementary.ipynb #5a3f01cd
 def vector_exp(v):
@@ -563,13 +534,13 @@ def vector_exp(v):
     return np.array([fast_exp(x) for x in v])
 
 
-def _exps_code(builder: Any, x: Any, kind: Any) -> Any:
+def _vector_exp_code(builder: Any, x: Any, kind: Any) -> Any:
     "`fast_exp` of each lane of `x`."
     real = np.float32 if kind.element == ir.FloatType() else np.float64
     info, fused = np.finfo(real), {"flags": ("contract",)}
-    times, plus, minus = (
-        partial(f, **fused) for f in (builder.fmul, builder.fadd, builder.fsub)
-    )
+    times = partial(builder.fmul, **fused)
+    plus = partial(builder.fadd, **fused)
+    minus = partial(builder.fsub, **fused)
 
     def number(a: Any) -> Any:
         return ir.Constant(kind, [float(real(a))] * LANES)
@@ -577,7 +548,8 @@ def _exps_code(builder: Any, x: Any, kind: Any) -> Any:
     word = ir.VectorType(ir.IntType(info.bits), LANES)
     magic = number(1.5 * 2.0**info.nmant)
     t = plus(times(x, number(1 / _LN2)), magic)
-    k, (ln2, rest) = minus(t, magic), map(number, _split_ln2(info))
+    k = minus(t, magic)
+    ln2, rest = map(number, _split_ln2(info))
     r = minus(minus(x, times(k, ln2)), times(k, rest))
     q = number(_EXP[real][-1])
     for c in _EXP[real][-2::-1]:
@@ -588,14 +560,15 @@ def _exps_code(builder: Any, x: Any, kind: Any) -> Any:
     )
     y = builder.bitcast(plus(number(1), s), word)
     y = builder.bitcast(builder.add(y, power), kind)
-    least, most = (number(np.log(float(a))) for a in (info.tiny, info.max))
-    y = builder.select(builder.fcmp_ordered(">", x, least), y, number(0))
+    smallest = number(np.log(float(info.tiny)))
+    largest = number(np.log(float(info.max)))
+    y = builder.select(builder.fcmp_ordered(">", x, smallest), y, number(0))
     return builder.select(
-        builder.fcmp_ordered("<", x, most), y, plus(x, number(np.inf))
+        builder.fcmp_ordered("<", x, largest), y, plus(x, number(np.inf))
     )
 
 
-_as_instructions(vector_exp, lambda v: v, _exps_code)
+_as_instructions(vector_exp, lambda v: v, _vector_exp_code)
 
 # %% ../../nbs/kernels/elementary.ipynb #5a3f01ca
 @register_jitable(**_OPTIONS)

@@ -23,12 +23,15 @@ __all__ = ['TILE_VECTORS', 'VECTOR_BYTES', 'TILE_ROWS', 'FUSED', 'compute_tile',
 
 # %% ../../nbs/kernels/microkernels.ipynb #8c658637
 def _plain_tile(y, w, x, offsets, j, rows=None):
-    "y[r, j + c] = sum over t of w[r, t] x[offsets[t] + j + c], for r, c in a tile."
+    "y[r, j + c] = sum over t of w[r, t] x[offsets[t] + j + c] in a tile."
     rows = rows or TILE_ROWS
+    w = w[
+        np.minimum(np.arange(rows), len(w) - 1)
+    ]  # the last row fills the tile
     columns = np.arange(
         TILE_ROWS // rows * TILE_VECTORS * VECTOR_BYTES // x.itemsize
     )
-    y[:rows, j + columns] = w[:rows] @ x[offsets[:, None] + j + columns]
+    y[:rows, j + columns] = w @ x[offsets[:, None] + j + columns]
 
 
 def _plain_narrow_tile(y, w, x, offsets, j):
@@ -37,7 +40,7 @@ def _plain_narrow_tile(y, w, x, offsets, j):
 
 # %% ../../nbs/kernels/microkernels.ipynb #047dfcfd
 def _plain_dots(d, g, x, offsets, o, t, at, n):
-    "d[t + c, o + r] += sum over j < n of g[o + r, at + j] x[offsets[t + c] + j]."
+    "d[t+c, o+r] += sum over j < n of g[o+r, at + j] x[offsets[t+c] + j]."
     terms = x[offsets[t : t + TILE_VECTORS, None] + np.arange(n)]
     d[t : t + TILE_VECTORS, o : o + TILE_ROWS] += (
         terms @ g[o : o + TILE_ROWS, at : at + n].T
@@ -45,13 +48,13 @@ def _plain_dots(d, g, x, offsets, o, t, at, n):
 
 # %% ../../nbs/kernels/microkernels.ipynb #d2ef7efc
 def _features() -> list[str]:
-    "What the processor can do that Numba compiles for: this one, or NUMBA_CPU_FEATURES."
-    wanted = vars(config)["CPU_FEATURES"]
-    return (get_host_cpu_features() if wanted is None else wanted).split(",")
+    "Features of the processor that Numba compiles for."
+    chosen = vars(config)["CPU_FEATURES"]
+    return (get_host_cpu_features() if chosen is None else chosen).split(",")
 
 
 def _vectors() -> tuple[int, int]:
-    "Bytes of a vector, and rows of a tile: with 3 vectors a row, the sums fit the registers."
+    "Bytes of a vector, and rows of a tile, whose sums fit the registers."
     features = _features()
     if "+avx512f" in features:
         return 64, 8  # 32 registers: 24 sums, 3 terms, a weight
@@ -63,7 +66,7 @@ VECTOR_BYTES, TILE_ROWS = _vectors()
 
 # %% ../../nbs/kernels/microkernels.ipynb #d5fa4c17
 class _Code:
-    "Instructions on vectors of the numbers in the arrays that a function was called with."
+    "Instructions on vectors of the numbers in a function's arrays."
 
     def __init__(self, context: Any, builder: Any, types: Any, values: Any):
         self.b = builder
@@ -95,7 +98,7 @@ class _Code:
         return self.b.bitcast(self.b.gep(octets, [n]), address.type)
 
     def clamped(self, start: Any, n: int, end: Any) -> list:
-        "start, start + 1, ..., n of them, but none beyond the last before `end`."
+        "start, start + 1, ..., n of them, each at most end - 1."
         last = self.b.sub(end, end.type(1))
         places = [self.b.add(start, end.type(i)) for i in range(n)]
         return [
@@ -110,36 +113,34 @@ class _Code:
         return value
 
     def store(self, value: Any, address: Any) -> None:
-        self.b.store(
-            value, self.b.bitcast(address, value.type.as_pointer())
-        ).align = self.size
+        pointer = self.b.bitcast(address, value.type.as_pointer())
+        self.b.store(value, pointer).align = self.size
 
-    def pick(self, a: Any, b: Any, lanes: list[int]) -> Any:
+    def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
         "The vector of these lanes of `a`, and of `b` counted on."
         kind = ir.VectorType(ir.IntType(32), len(lanes))
         return self.b.shuffle_vector(a, b, ir.Constant(kind, lanes))
 
-    def spread(self, address: Any) -> Any:
-        "A vector whose numbers all are the one at `address`."
+    def broadcast(self, address: Any) -> Any:
+        "A vector of the number at `address`, in all lanes."
         nothing = ir.Constant(self.vector, ir.Undefined)
         one = self.b.insert_element(
             nothing, self.b.load(address), ir.IntType(32)(0)
         )
-        return self.pick(one, nothing, [0] * self.lanes)
+        return self.shuffle(one, nothing, [0] * self.lanes)
 
 # %% ../../nbs/kernels/microkernels.ipynb #d0d275d3
-# The only `fastmath` flag of these kernels: a product and the sum that it goes into may be
-# one instruction, which rounds once instead of twice. Never "reassoc": it turns
-# (x - max) - log(sum) into x - (max + log(sum)). `row_dot` and `row_sum` order the sums.
+# The only `fastmath` flag of these kernels: a product and the sum that it goes
+# into may be one instruction, which rounds once instead of twice. Never
+# "reassoc": it turns (x - max) - log(sum) into x - (max + log(sum)). `row_dot`
+# and `row_sum` order the sums.
 FUSED = {"contract"}
 
 
 def _add_products(c: _Code, rows: list, columns: list, sums: list) -> list:
     "The sums of a tile, the product of row and column added to each."
-    pairs, fused = (
-        [(a, b) for a in rows for b in columns],
-        {"flags": tuple(FUSED)},
-    )
+    pairs = [(a, b) for a in rows for b in columns]
+    fused = {"flags": tuple(FUSED)}
     return [
         c.b.fadd(c.b.fmul(a, b, **fused), s, **fused)
         for (a, b), s in zip(pairs, sums)
@@ -149,14 +150,11 @@ def _add_products(c: _Code, rows: list, columns: list, sums: list) -> list:
 def _loop(
     c: _Code, stop: Any, step: int, n: int | list, body: Callable
 ) -> list:
-    "n sums = body(i, sums) for i in range(0, stop, step), from zeros or `n`; at least once."
+    "sums = body(i, sums) for i in range(0, stop, step), from n zeros or `n`."
     b, i64 = c.b, ir.IntType(64)
     starts = n if isinstance(n, list) else [ir.Constant(c.vector, None)] * n
-    before, inside, after = (
-        b.block,
-        b.append_basic_block(),
-        b.append_basic_block(),
-    )
+    before = b.block
+    inside, after = b.append_basic_block(), b.append_basic_block()
     b.branch(inside)
     b.position_at_end(inside)
     i, sums = b.phi(i64), [b.phi(c.vector) for _ in starts]
@@ -176,8 +174,9 @@ def _make_tile(rows: int, vectors: int) -> Any:
     def tile(typingctx, y, w, x, offsets, j):
         def code(context, builder, signature, args):
             c = _Code(context, builder, signature.args[:4], args[:4])
-            weights = [c.row(1, ir.IntType(64)(r)) for r in range(rows)]
-            terms = cgutils.unpack_tuple(builder, c.arrays[1].shape)[1]
+            n, terms = cgutils.unpack_tuple(builder, c.arrays[1].shape)
+            first = ir.IntType(64)(0)
+            weights = [c.row(1, r) for r in c.clamped(first, rows, n)]
 
             def body(t, sums):
                 term = builder.add(
@@ -188,7 +187,10 @@ def _make_tile(rows: int, vectors: int) -> Any:
                     c.load(c.move(term, v * c.lanes)) for v in range(vectors)
                 ]
                 return _add_products(
-                    c, [c.spread(c.move(w, t)) for w in weights], columns, sums
+                    c,
+                    [c.broadcast(c.move(w, t)) for w in weights],
+                    columns,
+                    sums,
                 )
 
             sums = _loop(c, terms, 1, rows * vectors, body)
@@ -202,9 +204,8 @@ def _make_tile(rows: int, vectors: int) -> Any:
     return tile
 
 
-_uncompiled = vars(config)[
-    "DISABLE_JIT"
-]  # NUMBA_DISABLE_JIT=1: the definitions instead
+# NUMBA_DISABLE_JIT=1: the definitions instead
+_uncompiled = vars(config)["DISABLE_JIT"]
 compute_tile = (
     _plain_tile if _uncompiled else _make_tile(TILE_ROWS, TILE_VECTORS)
 )
@@ -215,9 +216,10 @@ narrow_tile = (
 )
 
 # %% ../../nbs/kernels/microkernels.ipynb #782bab0c
-def _fold(c: _Code, vectors: list) -> Any:
+def _horizontal_sum(c: _Code, vectors: list) -> Any:
     "One number for each of the `vectors`, the sum of its numbers."
-    n, half = len(vectors), 1
+    n = len(vectors)
+    half = 1
     while len(vectors) > 1:
         low = [i + c.lanes if i & half else i for i in range(c.lanes)]
         high = [
@@ -225,17 +227,16 @@ def _fold(c: _Code, vectors: list) -> Any:
             for i in range(c.lanes)
         ]
         vectors = [
-            c.b.fadd(c.pick(a, b, low), c.pick(a, b, high))
+            c.b.fadd(c.shuffle(a, b, low), c.shuffle(a, b, high))
             for a, b in zip(vectors[::2], vectors[1::2])
         ]
         half *= 2
     total, lanes = vectors[0], c.lanes
     while lanes > n:
         lanes //= 2
-        halves = [
-            c.pick(total, total, list(range(a, a + lanes))) for a in (0, lanes)
-        ]
-        total = c.b.fadd(*halves)
+        low = c.shuffle(total, total, list(range(lanes)))
+        high = c.shuffle(total, total, list(range(lanes, 2 * lanes)))
+        total = c.b.fadd(low, high)
     return total
 
 # %% ../../nbs/kernels/microkernels.ipynb #883f092d
@@ -251,25 +252,18 @@ def _vector_dots(typingctx, d, g, x, offsets, o, t, at, n):
         terms = [c.move(c.arrays[2].data, builder.load(s)) for s in starts]
 
         def body(j, sums):
-            a, b = (
-                [c.load(c.move(p, j)) for p in start]
-                for start in (rows, terms)
-            )
+            a = [c.load(c.move(row, j)) for row in rows]
+            b = [c.load(c.move(term, j)) for term in terms]
             return _add_products(c, a, b, sums)
 
         sums = _loop(c, n, c.lanes, TILE_ROWS * TILE_VECTORS, body)
-        few = min(TILE_ROWS, c.lanes)
+        stored = min(TILE_ROWS, c.lanes)
         for v in range(TILE_VECTORS):
-            for r in range(0, TILE_ROWS, few):
+            for r in range(0, TILE_ROWS, stored):
                 place = c.move(c.row(0, builder.add(t, i64(v)), o), r)
-                total = _fold(
-                    c,
-                    sums[
-                        r * TILE_VECTORS + v : (r + few)
-                        * TILE_VECTORS : TILE_VECTORS
-                    ],
-                )
-                c.store(builder.fadd(c.load(place, few), total), place)
+                column = sums[v::TILE_VECTORS][r : r + stored]
+                total = _horizontal_sum(c, column)
+                c.store(builder.fadd(c.load(place, stored), total), place)
         return context.get_dummy_value()
 
     return types.void(d, g, x, offsets, *[types.intp] * 4), code
@@ -282,7 +276,7 @@ PANEL = 2  # vectors in a row of a panel
 
 
 def _plain_product(y, a, w, r, p):
-    "y[r + i, p n + c] += sum over k of a[r + i, k] w[p, k, c], for the rows i of a tile."
+    "y[r + i, p n + c] += sum over k of a[r + i, k] w[p, k, c] in a tile."
     rows, width = slice(r, min(r + TILE_ROWS, len(a))), w.shape[2]
     y[rows, p * width : (p + 1) * width] += a[rows] @ w[p, : a.shape[1]]
 
@@ -293,20 +287,14 @@ def _plain_row_product(y, a, w, r, p):
 
 # %% ../../nbs/kernels/microkernels.ipynb #d733ef50
 def _make_product(rows: int) -> Any:
-    "A tile of that many rows, of columns as many as a panel has; it adds to what is there."
+    "A tile of that many rows and a panel's columns; adds to what is there."
 
     @intrinsic
     def product(typingctx, y, a, w, r, p):
         def code(context, builder, signature, args):
-            c, i64 = (
-                _Code(context, builder, signature.args[:3], args[:3]),
-                ir.IntType(64),
-            )
-            width, vectors, panel = (
-                PANEL * c.lanes,
-                range(PANEL),
-                c.row(2, args[4]),
-            )
+            c = _Code(context, builder, signature.args[:3], args[:3])
+            i64, width = ir.IntType(64), PANEL * c.lanes
+            panel = c.row(2, args[4])
             n, terms = cgutils.unpack_tuple(builder, c.arrays[1].shape)
             step = cgutils.unpack_tuple(builder, c.arrays[1].strides)[1]
             indices = c.clamped(args[3], rows, n)
@@ -315,21 +303,21 @@ def _make_product(rows: int) -> Any:
             def body(k, sums):
                 row = c.move(panel, builder.mul(k, i64(width)))
                 factors = [
-                    c.spread(c.skip(s, builder.mul(k, step))) for s in starts
+                    c.broadcast(c.skip(s, builder.mul(k, step)))
+                    for s in starts
                 ]
-                return _add_products(
-                    c,
-                    factors,
-                    [c.load(c.move(row, v * c.lanes)) for v in vectors],
-                    sums,
-                )
+                columns = [
+                    c.load(c.move(row, v * c.lanes)) for v in range(PANEL)
+                ]
+                return _add_products(c, factors, columns, sums)
 
             sums = _loop(c, terms, 1, rows * PANEL, body)
+            column = builder.mul(args[4], i64(width))
+            rows_out = [c.row(0, i, column) for i in indices]
             places = [
-                c.row(0, i, builder.mul(args[4], i64(width))) for i in indices
-            ]
-            places = [
-                c.move(place, v * c.lanes) for place in places for v in vectors
+                c.move(row, v * c.lanes)
+                for row in rows_out
+                for v in range(PANEL)
             ]
             totals = [
                 builder.fadd(c.load(place), s)
@@ -369,7 +357,7 @@ def _plain_rows_times(lanes, rows):
 
 # %% ../../nbs/kernels/microkernels.ipynb #a327ec75
 def _make_lanes(step: Callable) -> Any:
-    "For each row: its vectors and those of the lanes = step(builder, row, lanes)."
+    "For each row: its vectors, and the lanes = step(builder, row, lanes)."
 
     @intrinsic
     def over_rows(typingctx, lanes, rows):
@@ -391,9 +379,8 @@ def _make_lanes(step: Callable) -> Any:
                 return [lane for _, lane in pairs]
 
             n = cgutils.unpack_tuple(builder, c.arrays[1].shape)[0]
-            for lane, place in zip(
-                _loop(c, n, 1, [c.load(p) for p in places], body), places
-            ):
+            starts = [c.load(p) for p in places]
+            for lane, place in zip(_loop(c, n, 1, starts, body), places):
                 c.store(lane, place)
             return context.get_dummy_value()
 
@@ -403,7 +390,7 @@ def _make_lanes(step: Callable) -> Any:
 
 # %% ../../nbs/kernels/microkernels.ipynb #20e6e813
 def _lanes_kernels() -> tuple:
-    "Maximum and sum into the lanes; the lanes taken from the rows, and multiplied with them."
+    "Maximum and sum into lanes; lanes subtracted from rows, and multiplied."
     if _uncompiled:
         return (
             _plain_lanes_max,
@@ -412,11 +399,11 @@ def _lanes_kernels() -> tuple:
             _plain_rows_times,
         )
 
-    def most(b, row, old):
+    def maximum(b, row, old):
         return row, b.select(b.fcmp_ordered(">", row, old), row, old)
 
     return (
-        _make_lanes(most),
+        _make_lanes(maximum),
         _make_lanes(lambda b, row, old: (row, b.fadd(old, row))),
         _make_lanes(lambda b, row, old: (b.fsub(row, old), old)),
         _make_lanes(lambda b, row, old: (b.fmul(row, old), old)),
@@ -426,17 +413,18 @@ def _lanes_kernels() -> tuple:
 lanes_max, lanes_sum, rows_minus, rows_times = _lanes_kernels()
 
 # %% ../../nbs/kernels/microkernels.ipynb #ee61ac5a
-def _plain_turned_square(y, x, i, j):
+def _plain_transpose_square(y, x, i, j):
     "y[j + c, i + r] = x[i + r, j + c], for r and c within a vector."
     n = VECTOR_BYTES // x.itemsize
     y[j : j + n, i : i + n] = x[i : i + n, j : j + n].T
 
 
 @intrinsic
-def _vector_turned_square(typingctx, y, x, i, j):
+def _vector_transpose_square(typingctx, y, x, i, j):
     def code(context, builder, signature, args):
         c = _Code(context, builder, signature.args[:2], args[:2])
-        i64, (i, j), half = ir.IntType(64), args[2:], 1
+        i64, (i, j) = ir.IntType(64), args[2:]
+        half = 1
         rows = [
             c.load(c.row(1, builder.add(i, i64(r)), j)) for r in range(c.lanes)
         ]
@@ -448,7 +436,7 @@ def _vector_turned_square(typingctx, y, x, i, j):
                 k + c.lanes if k & half else k + half for k in range(c.lanes)
             ]
             rows = [
-                c.pick(
+                c.shuffle(
                     rows[r & ~half], rows[r | half], high if r & half else low
                 )
                 for r in range(c.lanes)
@@ -462,7 +450,7 @@ def _vector_turned_square(typingctx, y, x, i, j):
 
 
 transpose_square = (
-    _plain_turned_square if _uncompiled else _vector_turned_square
+    _plain_transpose_square if _uncompiled else _vector_transpose_square
 )
 
 # %% ../../nbs/kernels/microkernels.ipynb #88bce06c
@@ -471,18 +459,18 @@ def _plain_dot(a, b):
     return (a * b).sum()
 
 
-def _plain_total(a):
+def _plain_sum(a):
     "The sum of all a[i]."
     return a.sum()
 
 
-def _plain_greatest(a):
+def _plain_max(a):
     "The largest a[i], NaN left out; -infinity where there is none."
     return np.fmax.reduce(a, initial=a.dtype.type(-np.inf))
 
 # %% ../../nbs/kernels/microkernels.ipynb #bf2fed42
 def _over_row(c: _Code, start: float, step: Callable, join: Callable) -> Any:
-    "All numbers of rows joined: lanes = step(lanes, *those of the arrays), lanes by join."
+    "Reduction of rows: lanes = step(lanes, *numbers), then joined to one."
     b, i64 = c.b, ir.IntType(64)
     n, done = cgutils.unpack_tuple(b, c.arrays[0].shape)[0], i64(0)
     empty = ir.Constant(c.vector, [ir.Constant(c.number, start)] * c.lanes)
@@ -503,12 +491,9 @@ def _over_row(c: _Code, start: float, step: Callable, join: Callable) -> Any:
     total = join(join(*total[:2]), join(*total[2:]))
     while half > 1:
         half //= 2
-        total = join(
-            *(
-                c.pick(total, total, list(range(k, k + half)))
-                for k in (0, half)
-            )
-        )
+        low = c.shuffle(total, total, list(range(half)))
+        high = c.shuffle(total, total, list(range(half, 2 * half)))
+        total = join(low, high)
         place = cgutils.alloca_once_value(b, total)
         b.store(total, place)
         rest = b.and_(n, i64(half))
@@ -519,9 +504,9 @@ def _over_row(c: _Code, start: float, step: Callable, join: Callable) -> Any:
 
 
 def _row_kernels() -> tuple:
-    "Dot product of two rows; sum, and maximum of one: the numbers of each side by side."
+    "Dot product of two contiguous rows; sum and maximum of one."
     if _uncompiled:
-        return _plain_dot, _plain_total, _plain_greatest
+        return _plain_dot, _plain_sum, _plain_max
 
     def emit(context, builder, signature, args, start, step, join):
         c = _Code(context, builder, signature.args, args)
@@ -530,40 +515,44 @@ def _row_kernels() -> tuple:
     def add(c, a, b):
         return c.b.fadd(a, b)
 
-    def most(c, old, new):
+    def maximum(c, old, new):
         return c.b.select(c.b.fcmp_ordered(">", new, old), new, old)
 
-    def more(c, total, a, b):
+    def add_product(c, total, a, b):
         return _add_products(c, [a], [b], [total])[0]
 
     @intrinsic
     def dot(typingctx, a, b):
-        return a.dtype(a, b), partial(emit, start=0.0, step=more, join=add)
+        return a.dtype(a, b), partial(
+            emit, start=0.0, step=add_product, join=add
+        )
 
     @intrinsic
     def total(typingctx, a):
         return a.dtype(a), partial(emit, start=0.0, step=add, join=add)
 
     @intrinsic
-    def greatest(typingctx, a):
-        return a.dtype(a), partial(emit, start=-np.inf, step=most, join=most)
+    def largest(typingctx, a):
+        return a.dtype(a), partial(
+            emit, start=-np.inf, step=maximum, join=maximum
+        )
 
-    return dot, total, greatest
+    return dot, total, largest
 
 
 row_dot, row_sum, row_max = _row_kernels()
 
 # %% ../../nbs/kernels/microkernels.ipynb #1f84a092
 def _plain_whole_vectors():
-    "Ask the compiler for vectors of the full width in the function that calls this."
+    "Ask the compiler for vectors of the full width in the calling function."
 
 
 @intrinsic
 def _ask_for_whole_vectors(typingctx):
     def code(context, builder, signature, args):
-        wish = f'"prefer-vector-width"="{8 * VECTOR_BYTES}"'
+        request = f'"prefer-vector-width"="{8 * VECTOR_BYTES}"'
         set.add(
-            builder.function.attributes, wish
+            builder.function.attributes, request
         )  # llvmlite's own `add` knows no such words
         return context.get_dummy_value()
 

@@ -15,9 +15,10 @@ __all__ = ['unrolled_epoch']
 # within (n + 1) eps sum(|x_j w_j|) of the exact sum, the bias included.
 # contract: a product is added in one rounding instead of two.
 @compiled(fastmath={"contract", "reassoc"})
-def unrolled_epoch(x, y, order, w, a, lr, one, seen):
-    "One pass over the rows `order`; changes `w` and `a`, returns the mistakes."
-    n, last, k, mistakes = x.shape[1], order.size - 1, 0, 0
+def unrolled_epoch(x, y, order, w, a, lr, one, step_count):
+    "One pass over x (m, n) in `order`; changes w, a (n + 1,)."
+    n, last = x.shape[1], order.size - 1
+    k = mistakes = 0
     while k <= last:
         i0, i1 = order[k], order[min(k + 1, last)]
         i2, i3 = order[min(k + 2, last)], order[min(k + 3, last)]
@@ -28,20 +29,21 @@ def unrolled_epoch(x, y, order, w, a, lr, one, seen):
             z1 += x1[j] * w[j]
             z2 += x2[j] * w[j]
             z3 += x3[j] * w[j]
-        right0 = y[i0] == (z0 >= 0)
-        right1 = right0 & (y[i1] == (z1 >= 0))
-        right2 = right1 & (y[i2] == (z2 >= 0))
-        right3 = right2 & (y[i3] == (z3 >= 0))
-        if right3:  # a branch, so that the processor may go on before it knows
+        correct0 = y[i0] == (z0 >= 0)
+        correct1 = correct0 & (y[i1] == (z1 >= 0))
+        correct2 = correct1 & (y[i2] == (z2 >= 0))
+        correct3 = correct2 & (y[i3] == (z3 >= 0))
+        if correct3:  # a branch: the processor may go on before it knows
             k += 4
             continue
-        k += int(right0) + int(right1) + int(right2)
-        wrong, step = x[order[k]], lr if y[order[k]] else -lr
+        k += int(correct0) + int(correct1) + int(correct2)
+        example = x[order[k]]
+        step = lr if y[order[k]] else -lr
         for j in range(n):
-            w[j] += step * wrong[j]
-            a[j] += (seen + k) * step * wrong[j]
+            w[j] += step * example[j]
+            a[j] += (step_count + k) * step * example[j]
         w[n] += step * one
-        a[n] += (seen + k) * step * one
+        a[n] += (step_count + k) * step * one
         mistakes += 1
         k += 1
     return mistakes

@@ -9,54 +9,59 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlnotes.core.execution import (
-    compiled,
-    is_batch_last,
-    parallel_for,
-    to_batch_first,
-)
-from ..core.execution import to_batch_last
+from ..core.execution import compiled, parallel_for
+from ..core.execution import is_batch_last, to_batch_first, to_batch_last
 
 # %% auto #0
-__all__ = ['PoolPlan', 'tuned_max_pool', 'tuned_max_pool_backward', 'tuned_avg_pool', 'tuned_avg_pool_backward']
+__all__ = ['PARALLEL_SIZE', 'PoolPlan', 'tuned_max_pool', 'tuned_max_pool_backward', 'tuned_avg_pool', 'tuned_avg_pool_backward']
 
 # %% ../../nbs/kernels/pooling.ipynb #83dd5597
+@compiled(inline="always")
+def _window(i, stride, padding, kernel, size):
+    "From and to: the pixels of window i that lie in range(size)."
+    start = i * stride - padding
+    return max(start, 0), min(start + kernel, size)
+
+# %% ../../nbs/kernels/pooling.ipynb #8251ebf8
+@compiled()
+def _window_max(plane, top, bottom, left, right, width):
+    "First largest pixel of a window, and its place in the flat channel."
+    place = np.uintp(top * width + left)
+    best, n = plane[place], np.uintp(right - left)
+    for r in range(top, bottom):
+        start = np.uintp(r * width + left)
+        for t in range(start, start + n):
+            new = plane[t]
+            keep = (best >= new) | (best != best)
+            best = best if keep else new
+            place = place if keep else t
+    return best, place
+
+# %% ../../nbs/kernels/pooling.ipynb #88d8b9b6
 @compiled()
 def _max_pool(x, z, where, kernel, stride, padding):
-    "Largest pixel of each window of the channels `x` (k, height, width), and its place."
-    (kh, kw), (sh, sw), (top, left) = kernel, stride, padding
+    "Maxima z of the windows of x (k, H, W), and their places in a channel."
     height, width = x.shape[1], x.shape[2]
     for k in range(x.shape[0]):
         plane = x[k].reshape(-1)
         for i in range(z.shape[1]):
-            low, high = max(i * sh - top, 0), min(i * sh - top + kh, height)
+            top, bottom = _window(i, stride[0], padding[0], kernel[0], height)
             for j in range(z.shape[2]):
-                first, last = (
-                    max(j * sw - left, 0),
-                    min(j * sw - left + kw, width),
+                left, right = _window(
+                    j, stride[1], padding[1], kernel[1], width
                 )
-                place = np.uintp(low * width + first)
-                best, n = plane[place], np.uintp(last - first)
-                for r in range(low, high):
-                    start = np.uintp(r * width + first)
-                    for t in range(start, start + n):
-                        new = plane[t]
-                        keep = (best >= new) | (best != best)
-                        best, place = (
-                            best if keep else new,
-                            place if keep else t,
-                        )
+                best, place = _window_max(
+                    plane, top, bottom, left, right, width
+                )
                 z[k, i, j] = best
                 where[k, i, j] = np.uint32(place)
 
 # %% ../../nbs/kernels/pooling.ipynb #64201fa5
 @compiled()
 def _max_pool_grad(grad, where, out):
-    "The gradient by the channels: each of `grad` at the place of its maximum."
-    n, pixels = (
-        grad.shape[1] * grad.shape[2],
-        np.uintp(out.shape[1] * out.shape[2]),
-    )
+    "Gradient `out` (k, H, W): each of `grad` at its maximum's place."
+    n = grad.shape[1] * grad.shape[2]
+    pixels = np.uintp(out.shape[1] * out.shape[2])
     g, place, flat = grad.reshape(-1), where.reshape(-1), out.reshape(-1)
     flat[:] = 0
     for k in range(grad.shape[0]):
@@ -67,224 +72,204 @@ def _max_pool_grad(grad, where, out):
 # %% ../../nbs/kernels/pooling.ipynb #344c36d1
 @compiled()
 def _avg_pool(x, z, kernel, stride, padding):
-    "Mean of each window of the channels `x`, with zeros around them."
-    (kh, kw), (sh, sw), (top, left) = kernel, stride, padding
-    height, width, share = x.shape[1], x.shape[2], x.dtype.type(1 / (kh * kw))
+    "Mean of each window of x (k, H, W), with zeros around the image."
+    height, width = x.shape[1], x.shape[2]
+    fraction = x.dtype.type(1 / (kernel[0] * kernel[1]))
     for k in range(x.shape[0]):
         plane = x[k].reshape(-1)
         for i in range(z.shape[1]):
-            low, high = max(i * sh - top, 0), min(i * sh - top + kh, height)
+            top, bottom = _window(i, stride[0], padding[0], kernel[0], height)
             for j in range(z.shape[2]):
-                first, last = (
-                    max(j * sw - left, 0),
-                    min(j * sw - left + kw, width),
+                left, right = _window(
+                    j, stride[1], padding[1], kernel[1], width
                 )
-                total = share - share
-                for r in range(low, high):
-                    start = np.uintp(r * width + first)
-                    for t in range(start, start + np.uintp(last - first)):
+                total = x.dtype.type(0)
+                for r in range(top, bottom):
+                    start = np.uintp(r * width + left)
+                    for t in range(start, start + np.uintp(right - left)):
                         total += plane[t]
-                z[k, i, j] = share * total
+                z[k, i, j] = fraction * total
 
 # %% ../../nbs/kernels/pooling.ipynb #d3a76260
 @compiled()
 def _avg_pool_grad(grad, out, kernel, stride, padding):
-    "The gradient by the channels: each of `grad`, shared evenly by its window."
-    (kh, kw), (sh, sw), (top, left) = kernel, stride, padding
-    height, width, share = (
-        out.shape[1],
-        out.shape[2],
-        out.dtype.type(1 / (kh * kw)),
-    )
+    "Gradient `out` (k, H, W): `grad` divided evenly over its window."
+    height, width = out.shape[1], out.shape[2]
+    fraction = out.dtype.type(1 / (kernel[0] * kernel[1]))
     out[:] = 0
     for k in range(grad.shape[0]):
         plane = out[k].reshape(-1)
         for i in range(grad.shape[1]):
-            low, high = max(i * sh - top, 0), min(i * sh - top + kh, height)
+            top, bottom = _window(i, stride[0], padding[0], kernel[0], height)
             for j in range(grad.shape[2]):
-                first, last = (
-                    max(j * sw - left, 0),
-                    min(j * sw - left + kw, width),
+                left, right = _window(
+                    j, stride[1], padding[1], kernel[1], width
                 )
-                part = share * grad[k, i, j]
-                for r in range(low, high):
-                    start = np.uintp(r * width + first)
-                    for t in range(start, start + np.uintp(last - first)):
+                part = fraction * grad[k, i, j]
+                for r in range(top, bottom):
+                    start = np.uintp(r * width + left)
+                    for t in range(start, start + np.uintp(right - left)):
                         plane[t] += part
 
 # %% ../../nbs/kernels/pooling.ipynb #fdd77f26
 @compiled()
 def _max_pool_2x2(x, z, where):
-    "As `_max_pool`, for windows of 2 by 2 side by side."
+    "Maxima z of windows of 2 by 2 in x (k, H, W), and their places."
     width, zero, one = np.uint32(x.shape[2]), np.uint32(0), np.uint32(1)
     for k in range(x.shape[0]):
         for i in range(z.shape[1]):
-            above, below, out, place = (
-                x[k, 2 * i],
-                x[k, 2 * i + 1],
-                z[k, i],
-                where[k, i],
-            )
+            above, below = x[k, 2 * i], x[k, 2 * i + 1]
+            out, place = z[k, i], where[k, i]
+            row = np.uint32(2 * i) * width
             for j in range(out.size):
                 a, b = above[2 * j], above[2 * j + 1]
                 c, d = below[2 * j], below[2 * j + 1]
-                left = (a >= b) | (a != a)
-                a, p = a if left else b, zero if left else one
-                left = (c >= d) | (c != c)
-                c, q = c if left else d, width if left else width + one
-                up = (a >= c) | (a != a)
-                out[j] = a if up else c
-                place[j] = (
-                    np.uint32(2 * j)
-                    + (p if up else q)
-                    + np.uint32(2 * i) * width
-                )
+                is_left = (a >= b) | (a != a)
+                top, top_place = a if is_left else b, zero if is_left else one
+                is_left = (c >= d) | (c != c)
+                bottom = c if is_left else d
+                bottom_place = width if is_left else width + one
+                is_top = (top >= bottom) | (top != top)
+                out[j] = top if is_top else bottom
+                in_window = top_place if is_top else bottom_place
+                place[j] = np.uint32(2 * j) + in_window + row
 
 # %% ../../nbs/kernels/pooling.ipynb #0afabe66
 @compiled()
 def _max_pool_2x2_grad(grad, where, out):
-    "As `_max_pool_grad`, for even sizes; bits of float32, in `out` those of pairs."
+    "Bits of float32 gradients (k, h, w), to pairs of pixels (k, 2h, w)."
     width, one = np.uint32(2 * out.shape[2]), np.uint32(1)
     zero, half = np.uint64(0), np.uint64(32)
     for k in range(grad.shape[0]):
         for i in range(grad.shape[1]):
-            above, below, bits, place = (
-                out[k, 2 * i],
-                out[k, 2 * i + 1],
-                grad[k, i],
-                where[k, i],
-            )
-            first = np.uint32(2 * i) * width
+            above, below = out[k, 2 * i], out[k, 2 * i + 1]
+            bits, place = grad[k, i], where[k, i]
+            row = np.uint32(2 * i) * width
             for j in range(bits.size):
-                p, left = (
-                    place[j] - first - np.uint32(2 * j),
-                    np.uint64(bits[j]),
-                )
+                in_window = place[j] - row - np.uint32(2 * j)
+                left = np.uint64(bits[j])
                 right = left << half
-                a = left if p == 0 else zero
-                b = left if p == width else zero
-                above[j] = right if p == one else a
-                below[j] = right if p == width + one else b
+                above_left = left if in_window == 0 else zero
+                below_left = left if in_window == width else zero
+                above[j] = right if in_window == one else above_left
+                below[j] = right if in_window == width + one else below_left
 
 # %% ../../nbs/kernels/pooling.ipynb #3e2d781e
 @compiled()
 def _avg_pool_2x2(x, z):
-    "As `_avg_pool`, for windows of 2 by 2 side by side."
-    share = x.dtype.type(0.25)
+    "Means z of windows of 2 by 2 side by side in x (k, H, W)."
+    quarter = x.dtype.type(0.25)
     for k in range(x.shape[0]):
         for i in range(z.shape[1]):
             above, below, out = x[k, 2 * i], x[k, 2 * i + 1], z[k, i]
             for j in range(out.size):
-                out[j] = share * (
-                    above[2 * j]
-                    + above[2 * j + 1]
-                    + below[2 * j]
-                    + below[2 * j + 1]
-                )
+                total = above[2 * j] + above[2 * j + 1]
+                out[j] = quarter * (total + below[2 * j] + below[2 * j + 1])
 
 # %% ../../nbs/kernels/pooling.ipynb #775d341f
 @compiled()
 def _avg_pool_2x2_grad(grad, out):
-    "As `_avg_pool_grad`, for windows of 2 by 2 side by side; `out` has even sizes."
-    share = grad.dtype.type(0.25)
+    "Gradient `out` (k, 2h, 2w): a quarter of `grad` (k, h, w) each."
+    quarter = grad.dtype.type(0.25)
     for k in range(grad.shape[0]):
         for i in range(grad.shape[1]):
             above, below, g = out[k, 2 * i], out[k, 2 * i + 1], grad[k, i]
             for j in range(g.size):
-                above[2 * j] = above[2 * j + 1] = share * g[j]
-                below[2 * j] = below[2 * j + 1] = share * g[j]
+                above[2 * j] = above[2 * j + 1] = quarter * g[j]
+                below[2 * j] = below[2 * j + 1] = quarter * g[j]
 
 # %% ../../nbs/kernels/pooling.ipynb #56806dc7
 @compiled()
+def _max_of_four(a, b, c, d, out, place):
+    "Largest of four vectors (m,), entry by entry, and which of them it is."
+    zero, one = np.uint32(0), np.uint32(1)
+    two, three = np.uint32(2), np.uint32(3)
+    for k in range(out.size):
+        is_a = (a[k] >= b[k]) | (a[k] != a[k])
+        is_c = (c[k] >= d[k]) | (c[k] != c[k])
+        top, bottom = a[k] if is_a else b[k], c[k] if is_c else d[k]
+        top_place = zero if is_a else one
+        bottom_place = two if is_c else three
+        is_top = (top >= bottom) | (top != top)
+        out[k] = top if is_top else bottom
+        place[k] = top_place if is_top else bottom_place
+
+# %% ../../nbs/kernels/pooling.ipynb #ce20e50e
+@compiled()
 def _max_pool_last(x, z, where):
-    "As `_max_pool_2x2`, of (channels, height, width, m); `where`: which of the four."
-    zero, one, two, three = (
-        np.uint32(0),
-        np.uint32(1),
-        np.uint32(2),
-        np.uint32(3),
-    )
+    "Maxima z of windows of 2 by 2 in x (C, H, W, m), and which they are."
     for i in range(z.shape[0]):
         for j in range(z.shape[1]):
+            above, below = x[i, 2 * j], x[i, 2 * j + 1]
             for v in range(z.shape[2]):
-                a, b = x[i, 2 * j, 2 * v], x[i, 2 * j, 2 * v + 1]
-                c, d = x[i, 2 * j + 1, 2 * v], x[i, 2 * j + 1, 2 * v + 1]
-                out, place = z[i, j, v], where[i, j, v]
-                for k in range(out.size):
-                    left, right = (
-                        (a[k] >= b[k]) | (a[k] != a[k]),
-                        (c[k] >= d[k]) | (c[k] != c[k]),
-                    )
-                    top, bottom = (
-                        a[k] if left else b[k],
-                        c[k] if right else d[k],
-                    )
-                    up = (top >= bottom) | (top != top)
-                    out[k] = top if up else bottom
-                    place[k] = (
-                        (zero if left else one)
-                        if up
-                        else (two if right else three)
-                    )
+                _max_of_four(
+                    above[2 * v],
+                    above[2 * v + 1],
+                    below[2 * v],
+                    below[2 * v + 1],
+                    z[i, j, v],
+                    where[i, j, v],
+                )
 
 # %% ../../nbs/kernels/pooling.ipynb #fcb2058c
 @compiled()
 def _max_pool_last_grad(grad, where, dx):
-    "The gradient, to the pixel that was the largest of its four."
+    "Gradient dx (C, H, W, m): that of a window, to the largest of its pixels."
     zero = grad.dtype.type(0)
     for i in range(grad.shape[0]):
         for j in range(grad.shape[1]):
             for v in range(grad.shape[2]):
                 g, place = grad[i, j, v], where[i, j, v]
                 for corner in range(4):
-                    pixel, which = (
-                        dx[i, 2 * j + corner // 2, 2 * v + corner % 2],
-                        np.uint32(corner),
-                    )
+                    row, column = 2 * j + corner // 2, 2 * v + corner % 2
+                    pixel, which = dx[i, row, column], np.uint32(corner)
                     for k in range(g.size):
                         pixel[k] = g[k] if place[k] == which else zero
 
 # %% ../../nbs/kernels/pooling.ipynb #c947939c
 class PoolPlan(NamedTuple):
-    "What a pooling of given shapes needs to know."
+    "What the kernels need to know of a pooling of given shapes."
 
-    out: tuple[int, int, int, int]
+    out: tuple[int, int, int, int]  # shape of the output
+    # kernel size, stride and padding, each for height and width
     windows: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     side_by_side: bool  # windows of 2 by 2
     covered: bool  # whether such windows leave no last row or column over
 
 # %% ../../nbs/kernels/pooling.ipynb #5d5898f5
-def _by_channels(kernel: Any, arrays: list[np.ndarray], *rest: Any) -> None:
-    "Calls `kernel` on (m, channels, ...) arrays, an image's channel at a time or several."
+# Numbers that one thread does alone: 0.5 MB of float32, from the second cache.
+PARALLEL_SIZE = 1 << 17
+
+
+def _by_channels(
+    kernel: Any, arrays: list[np.ndarray], *settings: Any
+) -> None:
+    "Call `kernel` on arrays (B, C, ...) as (B C, ...), in parallel if large."
     flat = [a.reshape(-1, *a.shape[2:]) for a in arrays]
     size = max(a.size for a in arrays)
-    if size < 1 << 17:
-        kernel(*flat, *rest)
-    else:
-        parallel_for(
-            lambda i, j: kernel(*(a[i:j] for a in flat), *rest),
-            len(flat[0]),
-            size,
-        )
+    if size < PARALLEL_SIZE:
+        kernel(*flat, *settings)
+        return
+
+    def work(start, stop):
+        kernel(*[a[start:stop] for a in flat], *settings)
+
+    parallel_for(work, len(flat[0]), size)
 
 # %% ../../nbs/kernels/pooling.ipynb #ff9e7248
 def tuned_max_pool(
     x: np.ndarray, plan: PoolPlan
 ) -> tuple[np.ndarray, np.ndarray]:
-    "The maxima, and where they were."
+    "The maxima of the windows of x (B, C, H, W), and where they were."
     if plan.side_by_side and plan.covered and is_batch_last(x):
-        x, (m, *out) = to_batch_last(x), plan.out
-        z, where = (
-            np.empty((*out, m), x.dtype),
-            np.empty((*out, m), np.dtype(np.uint32)),
-        )
-        _max_pool_last(x, z, where)
+        m, *out = plan.out
+        z = np.empty((*out, m), x.dtype)
+        where = np.empty((*out, m), np.dtype(np.uint32))
+        _max_pool_last(to_batch_last(x), z, where)
         return to_batch_first(z), to_batch_first(where)
     x = np.ascontiguousarray(x)
-    z, where = (
-        np.empty(plan.out, x.dtype),
-        np.empty(plan.out, np.dtype(np.uint32)),
-    )
+    z = np.empty(plan.out, x.dtype)
+    where = np.empty(plan.out, np.dtype(np.uint32))
     if plan.side_by_side:
         _by_channels(_max_pool_2x2, [x, z, where])
     else:
@@ -295,24 +280,26 @@ def tuned_max_pool(
 def tuned_max_pool_backward(
     grad: np.ndarray, where: np.ndarray, shape: Any, plan: PoolPlan
 ) -> np.ndarray:
+    "Gradient with respect to x of that `shape`, (B, C, H, W)."
     if is_batch_last(where):
         m, *rest = shape
-        out = np.empty((*rest, m), grad.dtype)
-        _max_pool_last_grad(to_batch_last(grad), to_batch_last(where), out)
-        return to_batch_first(out)
-    grad, out = np.ascontiguousarray(grad), np.empty(shape, grad.dtype)
+        dx = np.empty((*rest, m), grad.dtype)
+        _max_pool_last_grad(to_batch_last(grad), to_batch_last(where), dx)
+        return to_batch_first(dx)
+    grad = np.ascontiguousarray(grad)
+    dx = np.empty(shape, grad.dtype)
     if plan.side_by_side and plan.covered and grad.dtype == np.float32:
-        pairs = out.view(
-            np.uint64
-        )  # read with the left pixel in the lower half
-        _by_channels(_max_pool_2x2_grad, [grad.view(np.uint32), where, pairs])
+        bits = grad.view(np.uint32)
+        # little-endian: the left pixel is in the lower half of a pair
+        pairs = dx.view(np.uint64)
+        _by_channels(_max_pool_2x2_grad, [bits, where, pairs])
     else:
-        _by_channels(_max_pool_grad, [grad, where, out])
-    return out
+        _by_channels(_max_pool_grad, [grad, where, dx])
+    return dx
 
 # %% ../../nbs/kernels/pooling.ipynb #f622651a
 def tuned_avg_pool(x: np.ndarray, plan: PoolPlan) -> np.ndarray:
-    "The means."
+    "The means of the windows of x (B, C, H, W)."
     x = np.ascontiguousarray(x)
     z = np.empty(plan.out, x.dtype)
     if plan.side_by_side:
@@ -325,10 +312,11 @@ def tuned_avg_pool(x: np.ndarray, plan: PoolPlan) -> np.ndarray:
 def tuned_avg_pool_backward(
     grad: np.ndarray, shape: Any, plan: PoolPlan
 ) -> np.ndarray:
+    "Gradient with respect to x of that `shape`, (B, C, H, W)."
     grad = np.ascontiguousarray(grad)
-    out = np.empty(shape, grad.dtype)
+    dx = np.empty(shape, grad.dtype)
     if plan.side_by_side and plan.covered:
-        _by_channels(_avg_pool_2x2_grad, [grad, out])
+        _by_channels(_avg_pool_2x2_grad, [grad, dx])
     else:
-        _by_channels(_avg_pool_grad, [grad, out], *plan.windows)
-    return out
+        _by_channels(_avg_pool_grad, [grad, dx], *plan.windows)
+    return dx

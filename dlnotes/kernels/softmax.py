@@ -11,101 +11,92 @@ import numpy as np
 
 from ..core.arguments import check_array
 from ..core.execution import compiled, parallel_for
-from dlnotes.kernels.elementary import (
-    LANES,
-    broadcast,
-    fast_log,
-    horizontal_sum,
-)
-from dlnotes.kernels.elementary import (
-    load_vector,
-    store_vector,
-    to_float64,
-    vector_dot,
-)
-from .elementary import vector_exp, vector_sum
+from .elementary import LANES, broadcast, horizontal_sum
+from .elementary import fast_log, vector_exp
+from .elementary import load_vector, store_vector, to_float64
+from .elementary import vector_dot, vector_sum
 
 # %% auto #0
-__all__ = ['row_maxima', 'exp_row', 'softmax_kernel', 'log_softmax_kernel', 'softmax_grad_kernel', 'log_softmax_grad_kernel',
-           'apply_to_rows', 'cross_entropy_kernel', 'smooth_kernel']
+__all__ = ['ROWS', 'row_maxima', 'exp_row', 'softmax_kernel', 'log_softmax_kernel', 'softmax_grad_kernel',
+           'log_softmax_grad_kernel', 'apply_to_rows', 'cross_entropy_kernel', 'smooth_kernel']
 
 # %% ../../nbs/kernels/softmax.ipynb #cf66de67
 @compiled()
-def _top_kernel(bits, top):
+def _maxima_kernel(bits, maxima):
+    "Maximum of each row of floats (m, n), given and returned as their bits."
     for i in range(bits.shape[0]):
         row = bits[i]
-        largest = least = row[0]
+        largest = smallest = row[0]
         for j in range(row.size):
             largest = max(largest, row[j])
-            least = min(least, row[j])
-        top[i] = largest if largest >= 0 else least
+            smallest = min(smallest, row[j])
+        maxima[i] = largest if largest >= 0 else smallest
 
 
 def row_maxima(rows: np.ndarray) -> np.ndarray:
-    "The largest entry of each row."
-    top, whole = np.empty(len(rows), rows.dtype), f"i{rows.itemsize}"
-    _top_kernel(rows.view(whole), top.view(whole))
-    return top
+    "The largest entry of each row of (m, n)."
+    maxima, integer = np.empty(len(rows), rows.dtype), f"i{rows.itemsize}"
+    _maxima_kernel(rows.view(integer), maxima.view(integer))
+    return maxima
 
 # %% ../../nbs/kernels/softmax.ipynb #6391776e
 @compiled(forceinline=True)
 def exp_row(row, largest, out):
-    "exp(row - largest) into `out`; returns the sum."
-    total, minus, none = (
-        broadcast(row.dtype.type(0)),
-        broadcast(largest),
-        row.dtype.type(-np.inf),
-    )
+    "exp(row - largest) into `out`, both (n,); returns the sum."
+    total = broadcast(row.dtype.type(0))
+    maximum, fill = broadcast(largest), row.dtype.type(-np.inf)
     for j in range(0, row.size, LANES):
-        e = vector_exp(load_vector(row, j, none) - minus)
+        e = vector_exp(load_vector(row, j, fill) - maximum)
         total = total + e
         store_vector(out, j, e)
     return horizontal_sum(total)
 
+# %% ../../nbs/kernels/softmax.ipynb #0880487e
+ROWS = 4  # taken together, so that a sum is known before it is needed
+
 
 @compiled()
-def softmax_kernel(x, top, y):
-    totals = np.empty(4, x.dtype)
-    for start in range(0, x.shape[0], 4):
-        end = min(start + 4, x.shape[0])
+def softmax_kernel(x, maxima, y):
+    "Softmax of each row of x (m, n), whose maxima are given, into y."
+    inverse = np.empty(ROWS, x.dtype)
+    for start in range(0, x.shape[0], ROWS):
+        end = min(start + ROWS, x.shape[0])
         for i in range(start, end):
-            totals[i - start] = x.dtype.type(1) / exp_row(x[i], top[i], y[i])
+            total = exp_row(x[i], maxima[i], y[i])
+            inverse[i - start] = x.dtype.type(1) / total
         for i in range(start, end):
-            out, share = y[i], broadcast(totals[i - start])
+            out, factor = y[i], broadcast(inverse[i - start])
             for j in range(0, out.size, LANES):
-                store_vector(out, j, load_vector(out, j, top[i]) * share)
+                store_vector(out, j, load_vector(out, j, maxima[i]) * factor)
 
-
+# %% ../../nbs/kernels/softmax.ipynb #2a77e14a
 @compiled()
-def log_softmax_kernel(x, top, y):
+def log_softmax_kernel(x, maxima, y):
+    "Log-softmax of each row of x (m, n), whose maxima are given, into y."
     for i in range(x.shape[0]):
-        row, out, largest = x[i], y[i], top[i]
+        row, out, largest = x[i], y[i], maxima[i]
         log_total = broadcast(fast_log(exp_row(row, largest, out)))
+        maximum = broadcast(largest)
         for j in range(0, row.size, LANES):
-            store_vector(
-                out,
-                j,
-                (load_vector(row, j, largest) - broadcast(largest))
-                - log_total,
-            )
+            shifted = load_vector(row, j, largest) - maximum
+            store_vector(out, j, shifted - log_total)
 
 # %% ../../nbs/kernels/softmax.ipynb #63539c40
 @compiled()
 def softmax_grad_kernel(y, grad, out):
+    "Gradient `out` with respect to the logits, from softmax y; all (m, n)."
     zero = y.dtype.type(0)
     for i in range(y.shape[0]):
         p, g, o = y[i], grad[i], out[i]
         total = broadcast(vector_dot(g, p))
         for j in range(0, p.size, LANES):
-            store_vector(
-                o,
-                j,
-                load_vector(p, j, zero) * (load_vector(g, j, zero) - total),
-            )
+            centered = load_vector(g, j, zero) - total
+            store_vector(o, j, load_vector(p, j, zero) * centered)
 
-
+# %% ../../nbs/kernels/softmax.ipynb #039fb725
 @compiled()
 def log_softmax_grad_kernel(y, grad, out):
+    "Gradient `out` with respect to the logits, from log-softmax y; (m, n)."
     zero = y.dtype.type(0)
     for i in range(y.shape[0]):
         log_p, g, o = y[i], grad[i], out[i]
@@ -118,7 +109,7 @@ def log_softmax_grad_kernel(y, grad, out):
 def apply_to_rows(
     kernel: Any, x: np.ndarray, dim: int, grad: np.ndarray | None = None
 ) -> np.ndarray:
-    "What `kernel` makes of the rows of `x` along `dim`, and of their largest or `grad`."
+    "`kernel` of the rows of x along `dim`, and of their maxima or `grad`."
     n = _length(x, dim)
     last = x.swapaxes(dim, -1)
     rows = np.ascontiguousarray(last).reshape(-1, n)
@@ -151,43 +142,39 @@ def _length(x: np.ndarray, dim: int) -> int:
 
 # %% ../../nbs/kernels/softmax.ipynb #53909353
 @compiled()
-def cross_entropy_kernel(z, top, target, scale, losses, grad):
-    "The loss of each row, and `scale` times its slope; both 0 where the target is under 0."
-    for start in range(0, z.shape[0], 4):
-        end = min(start + 4, z.shape[0])
+def cross_entropy_kernel(z, maxima, target, scale, losses, grad):
+    "Losses of z (m, C), and `scale` times their gradient; 0 if target < 0."
+    for start in range(0, z.shape[0], ROWS):
+        end = min(start + ROWS, z.shape[0])
         for i in range(start, end):
-            losses[i] = exp_row(z[i], top[i], grad[i])
+            losses[i] = exp_row(z[i], maxima[i], grad[i])
         for i in range(start, end):
-            counts = target[i] >= 0
-            g, share = (
-                grad[i],
-                z.dtype.type(scale / losses[i] if counts else 0),
-            )
+            counts, g = target[i] >= 0, grad[i]
+            factor = z.dtype.type(scale / losses[i] if counts else 0)
             for j in range(g.size):
-                g[j] *= share
+                g[j] *= factor
             if counts:
                 g[target[i]] -= scale
-            losses[i] = (
-                np.log(losses[i]) + (top[i] - z[i, target[i]]) if counts else 0
-            )
+                below_maximum = maxima[i] - z[i, target[i]]
+                losses[i] = np.log(losses[i]) + below_maximum
+            else:
+                losses[i] = 0
 
 # %% ../../nbs/kernels/softmax.ipynb #a1288438
 @compiled()
-def smooth_kernel(z, target, scale, share, losses, grad):
-    "Add what it costs that `share` of each target is spread over all classes."
-    each = z.dtype.type(scale * share / z.shape[1])
+def smooth_kernel(z, target, scale, smoothing, losses, grad):
+    "Add what label smoothing changes in losses and gradients of z (m, C)."
+    each = z.dtype.type(scale * smoothing / z.shape[1])
     for i in range(z.shape[0]):
         if target[i] >= 0:
             row, g, of_target = z[i], grad[i], z[i, target[i]]
-            total, minus = broadcast(0.0), to_float64(broadcast(of_target))
+            total, subtract = broadcast(0.0), to_float64(broadcast(of_target))
             for j in range(0, row.size, LANES):
-                total = total + (
-                    to_float64(load_vector(row, j, of_target)) - minus
-                )
+                logits = to_float64(load_vector(row, j, of_target))
+                total = total + (logits - subtract)
             for j in range(row.size):
                 g[j] -= each
-            g[target[i]] += z.dtype.type(scale * share)
-            if (
-                losses[i] < np.inf
-            ):  # else the target's logit is -inf, and that settles it
-                losses[i] -= share * horizontal_sum(total) / row.size
+            g[target[i]] += z.dtype.type(scale * smoothing)
+            # the loss is infinite where the target's logit is -inf, and stays so
+            if losses[i] < np.inf:
+                losses[i] -= smoothing * horizontal_sum(total) / row.size
