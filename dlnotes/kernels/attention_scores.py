@@ -78,8 +78,8 @@ def _weights_grad_kernel(weights, grad):
                 g[j] = row[j] * (g[j] - mean)
 
 # %% ../../nbs/kernels/attention_scores.ipynb #eb623042
-# Costs in the unit of `parallel_for`, numbers that an elementwise operation
-# passes through: of a score in softmax, and in its gradient.
+# Operations on a number, as `parallel_for` counts them: for a score in
+# softmax, and in its gradient.
 _SOFTMAX_COST, _SOFTMAX_GRAD_COST = 8, 4
 
 
@@ -101,8 +101,7 @@ def weights_backward(weights: np.ndarray, grad: np.ndarray) -> None:
     parallel_for(work, len(grad), _SOFTMAX_GRAD_COST * grad.size)
 
 # %% ../../nbs/kernels/attention_scores.ipynb #e8efbd9b
-# Multiplications of a product of matrices that cost as much as one number
-# that an elementwise operation passes through.
+# Multiplications of a product of matrices that take as long as one of them.
 _PRODUCTS = 16
 
 
@@ -123,7 +122,7 @@ def _rows_times(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _weight_grad(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    "The sum over all rows of a (N, T, d) and b (N, T, n) of their outer products (d, n)."
+    "The sum (d, n) of outer products of the rows of a (N, T, d), b (N, T, n)."
     return np.dot(a.reshape(-1, a.shape[2]).T, b.reshape(-1, b.shape[2]))
 
 # %% ../../nbs/kernels/attention_scores.ipynb #9b89a473
@@ -133,7 +132,7 @@ _Params = Mapping[str, np.ndarray]
 def product_scores(
     query: np.ndarray, memory: np.ndarray, p: _Params
 ) -> tuple[np.ndarray, Any]:
-    "Scores s W h, or s h where there is no weight, and what the gradient needs."
+    "Scores s W h, or s h without a weight, and what the gradient needs."
     q = _rows_times(query, p["weight"]) if p else query
     return batched_product(q, memory.swapaxes(1, 2)), q
 
@@ -141,7 +140,7 @@ def product_scores(
 def product_scores_backward(
     g: np.ndarray, query: np.ndarray, memory: np.ndarray, p: _Params, q: Any
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    "Gradients of query, memory and parameters, from `g` (N, T, S) of the scores."
+    "Gradients of query, memory, parameters from `g` (N, T, S) of scores."
     dq = batched_product(g, memory)
     dk = batched_product(g.swapaxes(1, 2), q)
     if not p:
@@ -152,7 +151,7 @@ def product_scores_backward(
 # %% ../../nbs/kernels/attention_scores.ipynb #f6c65b78
 @compiled(fastmath=FUSED)
 def _additive_kernel(q, k, v, e):
-    "Scores v . tanh(q + k) of each row of q (N, T, d) with each of k (N, S, d)."
+    "Scores v . tanh(q + k) of the rows of q (N, T, d) and k (N, S, d)."
     whole_vectors()
     terms = np.empty((e.shape[2], v.size), v.dtype)
     for i, t in np.ndindex(e.shape[:2]):
@@ -200,7 +199,7 @@ def additive_scores(
 def additive_scores_backward(
     g: np.ndarray, query: np.ndarray, memory: np.ndarray, p: _Params, kept: Any
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    "Gradients of query, memory and parameters, from `g` (N, T, S) of the scores."
+    "Gradients of query, memory, parameters from `g` (N, T, S) of scores."
     q, k = kept
     dq, dk = np.zeros_like(q), np.zeros_like(k)
     dv = np.zeros((len(q), q.shape[2]), q.dtype)

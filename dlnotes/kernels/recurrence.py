@@ -29,7 +29,7 @@ def _plain_sigmoid(z):
 
 
 def _plain_lstm(z, h, c):
-    "The new state (h, c) from pre-activations z (m, 4 n), and what backward needs."
+    "The new (h, c) from pre-activations z (m, 4 n); what backward needs."
     i, f, g, o = np.split(z, 4, axis=1)
     i, f, o = _plain_sigmoid(i), _plain_sigmoid(f), _plain_sigmoid(o)
     g = np.tanh(g)
@@ -38,7 +38,7 @@ def _plain_lstm(z, h, c):
 
 
 def _plain_gru(a, b, h):
-    "The new state (h,) from the sums a and b (m, 3 n), and what backward needs."
+    "The new (h,) from the sums a and b (m, 3 n); what backward needs."
     ar, az, an = np.split(a, 3, axis=1)
     br, bz, bn = np.split(b, 3, axis=1)
     r, z = _plain_sigmoid(ar + br), _plain_sigmoid(az + bz)
@@ -511,7 +511,7 @@ def recurrence_plan(cell: str, x: np.ndarray, n: int) -> _Plan:
 def _permute_gates(
     cell: int, rows: np.ndarray, back: bool = False
 ) -> np.ndarray:
-    "The rows r, z, n of a GRU's weights as n, r, z, or back; others unchanged."
+    "A GRU's rows r, z, n as n, r, z, or back; other cells' unchanged."
     if cell != _GRU:
         return rows
     cut = len(rows) // 3 * (1 if back else 2)
@@ -769,7 +769,7 @@ def _backward_steps(grad, grad_state, cache, weights, input_grad):
 
 
 def recurrence_backward(grad, grad_state, cache, weights, input_grad=True):
-    "As `plain_backward`; the gradient with respect to x is None if not wanted."
+    "As `plain_backward`; the gradient of x is None if not wanted."
     once = cache.x.shape[1] == 1 and len(cache.plan.cuts) == 1
     backward = _backward_once if once else _backward_steps
     return backward(grad, grad_state, cache, weights, input_grad)

@@ -149,7 +149,7 @@ def _exps(numbers):
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #161cee55
 class _Tiled(NamedTuple):
-    "Attention by tiles: arguments and results. Arrays (a, T, b, E) as above."
+    "Attention by tiles: arguments and results, heads in memory as above."
 
     query: np.ndarray  # (a, T, b, E)
     key: np.ndarray  # (a, S, b, E)
@@ -464,11 +464,11 @@ def _examples(table: Any, i: int, j: int) -> Any:
     return table._make(parts)
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #6d6a344e
-# Costs in the unit of `parallel_for`, numbers that an elementwise operation
-# passes through: of a score by products and softmax, and by their gradients.
+# Operations on a number, as `parallel_for` counts them: for a score by
+# products and softmax, and by their gradients.
 _SCORE_COST = 8
 _SCORE_GRAD_COST = 16
-# Work of less than this is never divided: it is done without slicing.
+# Operations, fewer of which are never divided: they need no slices.
 _ONE_PIECE = 150_000
 
 
@@ -572,7 +572,7 @@ _NO_MASK = {dtype: np.empty((1, 1, 1, 0), dtype) for dtype in FLOATS}
 def mask_with_four_axes(
     mask: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype
 ) -> np.ndarray:
-    "A mask of scores (..., T, S) as numbers to add (1 or N, 1 or H, 1 or T, S or 0)."
+    "A mask of scores (..., T, S), to add: (1 or N, 1 or H, 1 or T, S or 0)."
     if mask is None:
         return _NO_MASK[dtype]
     mask = mask.reshape((1,) * (len(shape) - mask.ndim) + mask.shape)
@@ -685,8 +685,8 @@ def _check_together(
     return shape
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #4ebe4bf2
-# Costs of tiles in the unit of `parallel_for`: of a block of queries by
-# itself, and how many products and sums cost as much as one number.
+# Operations, as `parallel_for` counts them: for a block of queries without
+# keys; and multiplications in tiles that take as long as one of them.
 _BLOCK_COST, _PRODUCTS = 2000, 40
 
 
@@ -748,12 +748,14 @@ def attend_heads(
     scale: float,
     dropout: Callable | None = None,
 ) -> tuple[np.ndarray, Any]:
-    """For layers, unchecked: (N, H, T, E), (N, H, S, E), (N, H, S, Ev) give (N, H, T, Ev) and a cache.
+    """Attention of heads, unchecked, for layers: outputs (N, H, T, Ev), a cache.
 
-    - `mask`: from `mask_with_four_axes`. `dropout`: a function of the weights (N, H, T, S)
-      that gives them after dropout, and the factors by which it multiplied them.
-    - Arrays may be views of contiguous (N, T, H, E), as a projection leaves them; nothing is
-      copied, and output and gradients are such views, too.
+    - `query` (N, H, T, E), `key` (N, H, S, E), `value` (N, H, S, Ev): float32
+      or float64. Views of contiguous (N, T, H, E), as projections leave them,
+      are not copied, and give an output and gradients that are such views.
+    - `mask`: from `mask_with_four_axes`; `scale`: a float.
+    - `dropout`: a function of the weights (N, H, T, S) that gives what is left
+      of them, and the factors by which it multiplied them.
     """
     options = query, key, value, mask, is_causal, scale
     if dropout is not None:
@@ -772,7 +774,7 @@ def attention_forward(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> tuple[np.ndarray, Any]:
-    "`attend_heads` of arrays (..., T, E); shapes and dtypes are checked, numbers are not."
+    "`attend_heads` of (..., T, E); shapes and dtypes are checked."
     shape = _check_together(query, key, value, attn_mask)
     mask = mask_with_four_axes(attn_mask, shape, query.dtype)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -788,7 +790,7 @@ def attention_forward(
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #49ea55fb
 _BLOCK_GRAD_COST, _PRODUCTS_GRAD = 4000, 16  # as those above, backward
-# Work, in the unit of `parallel_for`, from which a head is divided into parts.
+# Operations from which a head's queries are divided into parts.
 _PARTS_PAY = 300_000
 
 
@@ -830,7 +832,7 @@ def _tiles_backward(
 def attend_heads_backward(
     grad: np.ndarray, cache: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "For layers, unchecked: gradients with respect to query, key, value, all of four axes."
+    "Gradients of query, key, value from `grad` (N, H, T, Ev), unchecked."
     if isinstance(cache, _Table):
         return _table_backward(grad, cache)
     call = cache.call
@@ -844,7 +846,7 @@ def attend_heads_backward(
 
 
 def attention_backward(grad: np.ndarray, cache: Any) -> tuple[np.ndarray, ...]:
-    "Gradients with respect to query, key and value; `grad` (..., T, Ev) is checked."
+    "Gradients of query, key and value; `grad` (..., T, Ev) is checked."
     check_array(grad, cache.shape, cache.output.dtype)
     if grad.ndim == 4:
         return attend_heads_backward(grad, cache)
