@@ -56,8 +56,8 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "1 -> 2",
     ): ANY,
     (
-        "tiled_attention: size = len(lse) * blocks * (4000 + width * k.shape[1] * (e + ev) // 16)",
-        "width * k.shape[1] * (e + ev) // 16 -> (width * k.shape[1] * (e + ev) * 16)",
+        "tiled_attention: cost = n * blocks * (_BLOCK_GRAD_COST + products // _PRODUCTS_GRAD)",
+        "products // _PRODUCTS_GRAD -> (products * _PRODUCTS_GRAD)",
     ): "an estimate of the work, which only says among how many threads it is shared",
     (
         "microkernels: c, i64 = _Code(context, builder, signature.args[:3], args[:3]), ir.IntType(64)",  # noqa: E501

@@ -19,41 +19,57 @@ __all__ = ['masked_softmax', 'weights_backward', 'batched_product', 'product_sco
            'additive_scores', 'additive_scores_backward']
 
 # %% ../../nbs/kernels/attention_scores.ipynb #58a0f027
+# Scores of the examples that go through the three loops together: 16 or
+# 32 KiB, which the first-level cache holds.
+_CACHED_SCORES = 4096
+
+
 @compiled(fastmath=FUSED)
 def _exps(numbers):
+    "exp(numbers) in place."
     whole_vectors()
     for i in range(numbers.size):
         numbers[i] = fast_exp(numbers[i])
 
 
 @compiled(fastmath=FUSED)
+def _shift_row(row, mask):
+    "Takes the largest valid score off; masked scores become -infinity."
+    low, zero = row.dtype.type(-np.inf), row.dtype.type(0)
+    top = low
+    for j in range(row.size):
+        top = max(top, row[j]) if mask[j] else top
+    shift = top if top > low else zero  # -inf - -inf would be NaN
+    for j in range(row.size):
+        row[j] = row[j] - shift if mask[j] else low
+
+
+@compiled(fastmath=FUSED)
+def _normalize_row(row):
+    "Divides by the sum, unless it is 0."
+    zero, one = row.dtype.type(0), row.dtype.type(1)
+    total = row_sum(row)
+    factor = one / total if total != zero else zero
+    for j in range(row.size):
+        row[j] *= factor
+
+# %% ../../nbs/kernels/attention_scores.ipynb #08d1683a
+@compiled()
 def _weights_kernel(e, mask):
-    "Scores become weights, 0 where `mask` (N, S) is False."
-    low, zero, one = e.dtype.type(-np.inf), e.dtype.type(0), e.dtype.type(1)
-    some = max(
-        1, 4096 // max(1, e.shape[1] * e.shape[2])
-    )  # examples whose scores fit the cache
-    for start in range(0, e.shape[0], some):
-        part = e[start : start + some]
+    "Scores (N, T, S) become weights, 0 where `mask` (N, S) is False."
+    examples = max(1, _CACHED_SCORES // max(1, e.shape[1] * e.shape[2]))
+    for start in range(0, e.shape[0], examples):
+        part = e[start : start + examples]
         for i, t in np.ndindex(part.shape[:2]):
-            row, real, top = part[i, t], mask[start + i], low
-            for j in range(row.size):
-                top = max(top, row[j]) if real[j] else top
-            shift = top if top > low else zero  # -inf - -inf would be NaN
-            for j in range(row.size):
-                row[j] = row[j] - shift if real[j] else low
+            _shift_row(part[i, t], mask[start + i])
         _exps(part.reshape(-1))
         for i, t in np.ndindex(part.shape[:2]):
-            row = part[i, t]
-            total = row_sum(row)
-            share = one / total if total != zero else zero
-            for j in range(row.size):
-                row[j] *= share
+            _normalize_row(part[i, t])
 
 # %% ../../nbs/kernels/attention_scores.ipynb #74e209ff
 @compiled(fastmath=FUSED)
 def _weights_grad_kernel(weights, grad):
-    "`grad`, by the weights, becomes that by the scores."
+    "Gradient (N, T, S) of the weights becomes that of the scores, in place."
     for i in range(grad.shape[0]):
         for t in range(grad.shape[1]):
             row, g = weights[i, t], grad[i, t]
@@ -62,22 +78,33 @@ def _weights_grad_kernel(weights, grad):
                 g[j] = row[j] * (g[j] - mean)
 
 # %% ../../nbs/kernels/attention_scores.ipynb #eb623042
+# Operations on a number, as `parallel_for` counts them: for a score in
+# softmax, and in its gradient.
+_SOFTMAX_COST, _SOFTMAX_GRAD_COST = 8, 4
+
+
 def masked_softmax(e: np.ndarray, mask: np.ndarray) -> None:
-    "Scores (N, T, S) become weights, in place."
-    parallel_for(
-        lambda i, j: _weights_kernel(e[i:j], mask[i:j]), len(e), 8 * e.size
-    )
+    "Scores (N, T, S) become weights, in place; `mask` (N, S)."
+
+    def work(i: int, j: int) -> None:
+        _weights_kernel(e[i:j], mask[i:j])
+
+    parallel_for(work, len(e), _SOFTMAX_COST * e.size)
 
 
 def weights_backward(weights: np.ndarray, grad: np.ndarray) -> None:
-    "The gradient by the weights becomes that by the scores, in place."
-    parallel_for(
-        lambda i, j: _weights_grad_kernel(weights[i:j], grad[i:j]),
-        len(grad),
-        4 * grad.size,
-    )
+    "Gradient (N, T, S) of the weights becomes that of the scores, in place."
+
+    def work(i: int, j: int) -> None:
+        _weights_grad_kernel(weights[i:j], grad[i:j])
+
+    parallel_for(work, len(grad), _SOFTMAX_GRAD_COST * grad.size)
 
 # %% ../../nbs/kernels/attention_scores.ipynb #e8efbd9b
+# Multiplications of a product of matrices that take as long as one of them.
+_PRODUCTS = 16
+
+
 def batched_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     "The products of matrices a (N, ., n) and b (N, n, .)."
     out = np.empty((*a.shape[:2], b.shape[2]), a.dtype)
@@ -85,7 +112,7 @@ def batched_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     def work(i: int, j: int) -> None:
         np.matmul(a[i:j], b[i:j], out=out[i:j])
 
-    parallel_for(work, len(a), out.size * a.shape[2] // 16)
+    parallel_for(work, len(a), out.size * a.shape[2] // _PRODUCTS)
     return out
 
 # %% ../../nbs/kernels/attention_scores.ipynb #8d82dc12
@@ -95,7 +122,7 @@ def _rows_times(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _weight_grad(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    "The sum over all rows of a (N, T, d) and b (N, T, n) of their outer products (d, n)."
+    "The sum (d, n) of outer products of the rows of a (N, T, d), b (N, T, n)."
     return np.dot(a.reshape(-1, a.shape[2]).T, b.reshape(-1, b.shape[2]))
 
 # %% ../../nbs/kernels/attention_scores.ipynb #9b89a473
@@ -105,7 +132,7 @@ _Params = Mapping[str, np.ndarray]
 def product_scores(
     query: np.ndarray, memory: np.ndarray, p: _Params
 ) -> tuple[np.ndarray, Any]:
-    "Scores s W h, or s h where there is no weight, and what the gradient needs."
+    "Scores s W h, or s h without a weight, and what the gradient needs."
     q = _rows_times(query, p["weight"]) if p else query
     return batched_product(q, memory.swapaxes(1, 2)), q
 
@@ -113,20 +140,18 @@ def product_scores(
 def product_scores_backward(
     g: np.ndarray, query: np.ndarray, memory: np.ndarray, p: _Params, q: Any
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    "Gradients by query, memory and parameters, from `g` by the scores."
-    dq, dk = batched_product(g, memory), batched_product(g.swapaxes(1, 2), q)
+    "Gradients of query, memory, parameters from `g` (N, T, S) of scores."
+    dq = batched_product(g, memory)
+    dk = batched_product(g.swapaxes(1, 2), q)
     if not p:
         return dq, dk, {}
-    return (
-        _rows_times(dq, p["weight"].T),
-        dk,
-        {"weight": _weight_grad(query, dq)},
-    )
+    grads = {"weight": _weight_grad(query, dq)}
+    return _rows_times(dq, p["weight"].T), dk, grads
 
 # %% ../../nbs/kernels/attention_scores.ipynb #f6c65b78
 @compiled(fastmath=FUSED)
 def _additive_kernel(q, k, v, e):
-    "Scores v . tanh(q + k) of each row of q (N, T, d) with each of k (N, S, d)."
+    "Scores v . tanh(q + k) of the rows of q (N, T, d) and k (N, S, d)."
     whole_vectors()
     terms = np.empty((e.shape[2], v.size), v.dtype)
     for i, t in np.ndindex(e.shape[:2]):
@@ -141,9 +166,10 @@ def _additive_kernel(q, k, v, e):
 # %% ../../nbs/kernels/attention_scores.ipynb #a7fc0666
 @compiled(fastmath=FUSED)
 def _additive_grad_kernel(grad, q, k, v, dq, dk, dv):
-    "Adds the gradients by q, k and, for each example, v."
+    "Adds the gradients of q, k and, for each example, v (N, d)."
+    one = q.dtype.type(1)
     for i, t, j in np.ndindex(grad.shape):
-        a, b, g, one = q[i, t], k[i, j], grad[i, t, j], q.dtype.type(1)
+        a, b, g = q[i, t], k[i, j], grad[i, t, j]
         da, db, dc = dq[i, t], dk[i, j], dv[i]
         if g != 0:  # masked
             for u in range(v.size):
@@ -158,44 +184,36 @@ def additive_scores(
     query: np.ndarray, memory: np.ndarray, p: _Params
 ) -> tuple[np.ndarray, Any]:
     "Scores v . tanh(W s + U h + b), and what the gradient needs."
-    q, k = (
-        _rows_times(query, p["weight_q"].T),
-        _rows_times(memory, p["weight_k"].T),
-    )
+    q = _rows_times(query, p["weight_q"].T)
+    k = _rows_times(memory, p["weight_k"].T)
     q += p["bias"]
     e = np.empty((*query.shape[:2], memory.shape[1]), query.dtype)
-    parallel_for(
-        lambda i, j: _additive_kernel(q[i:j], k[i:j], p["v"], e[i:j]),
-        len(e),
-        e.size * q.shape[2],
-    )
+
+    def work(i: int, j: int) -> None:
+        _additive_kernel(q[i:j], k[i:j], p["v"], e[i:j])
+
+    parallel_for(work, len(e), e.size * q.shape[2])
     return e, (q, k)
 
 # %% ../../nbs/kernels/attention_scores.ipynb #d07f3628
 def additive_scores_backward(
     g: np.ndarray, query: np.ndarray, memory: np.ndarray, p: _Params, kept: Any
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    "Gradients by query, memory and parameters, from `g` by the scores."
+    "Gradients of query, memory, parameters from `g` (N, T, S) of scores."
     q, k = kept
-    dq, dk, dv = (
-        np.zeros_like(q),
-        np.zeros_like(k),
-        np.zeros((len(q), q.shape[2]), q.dtype),
-    )
-    parallel_for(
-        lambda i, j: _additive_grad_kernel(
-            g[i:j], q[i:j], k[i:j], p["v"], dq[i:j], dk[i:j], dv[i:j]
-        ),
-        len(g),
-        g.size * q.shape[2],
-    )
-    return (
-        _rows_times(dq, p["weight_q"]),
-        _rows_times(dk, p["weight_k"]),
-        {
-            "weight_q": _weight_grad(dq, query),
-            "weight_k": _weight_grad(dk, memory),
-            "bias": dq.sum(axis=(0, 1)),
-            "v": dv.sum(axis=0),
-        },
-    )
+    dq, dk = np.zeros_like(q), np.zeros_like(k)
+    dv = np.zeros((len(q), q.shape[2]), q.dtype)
+
+    def work(i: int, j: int) -> None:
+        grads = dq[i:j], dk[i:j], dv[i:j]
+        _additive_grad_kernel(g[i:j], q[i:j], k[i:j], p["v"], *grads)
+
+    parallel_for(work, len(g), g.size * q.shape[2])
+    grads = {
+        "weight_q": _weight_grad(dq, query),
+        "weight_k": _weight_grad(dk, memory),
+        "bias": dq.sum(axis=(0, 1)),
+        "v": dv.sum(axis=0),
+    }
+    dquery = _rows_times(dq, p["weight_q"])
+    return dquery, _rows_times(dk, p["weight_k"]), grads

@@ -5,17 +5,15 @@
 # %% ../../nbs/kernels/recurrence.ipynb #f676c9e1
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlnotes.core.execution import (
-    compiled,
-    in_threads,
-    num_threads,
-    scratch_arrays,
-)
+from ..core.arguments import FLOATS
+from ..core.execution import compiled, in_threads, num_threads
+from ..core.execution import scratch_arrays
 from .elementary import fast_sigmoid, fast_tanh
 from .microkernels import FUSED, PANEL, TILE_ROWS, VECTOR_BYTES
 from .microkernels import matrix_product, row_times_matrix
@@ -26,92 +24,111 @@ __all__ = ['TANH', 'RELU', 'plain_forward', 'plain_backward', 'weight_panels', '
 
 # %% ../../nbs/kernels/recurrence.ipynb #ee4bf49e
 def _plain_sigmoid(z):
+    "1 / (1 + exp(-z))."
     return 1 / (1 + np.exp(-z))
 
 
+def _plain_lstm(z, h, c):
+    "The new (h, c) from pre-activations z (m, 4 n); what backward needs."
+    i, f, g, o = np.split(z, 4, axis=1)
+    i, f, o = _plain_sigmoid(i), _plain_sigmoid(f), _plain_sigmoid(o)
+    g = np.tanh(g)
+    new = f * c + i * g
+    return (o * np.tanh(new), new), (i, f, g, o, new, c)
+
+
+def _plain_gru(a, b, h):
+    "The new (h,) from the sums a and b (m, 3 n); what backward needs."
+    ar, az, an = np.split(a, 3, axis=1)
+    br, bz, bn = np.split(b, 3, axis=1)
+    r, z = _plain_sigmoid(ar + br), _plain_sigmoid(az + bz)
+    n = np.tanh(an + r * bn)
+    return (n + z * (h - n),), (r, z, n, bn, h)
+
+# %% ../../nbs/kernels/recurrence.ipynb #50b93cf6
 def _plain_step(cell, a, b, state):
-    "The next state from the sums a and b, and what the step back needs."
+    "The new state from the sums a and b, and what backward needs."
     if cell == "lstm":
-        i, f, g, o = np.split(a + b, 4, axis=1)
-        i, f, g, o = (
-            _plain_sigmoid(i),
-            _plain_sigmoid(f),
-            np.tanh(g),
-            _plain_sigmoid(o),
-        )
-        c = f * state[1] + i * g
-        return (o * np.tanh(c), c), (i, f, g, o, c, state[1])
+        return _plain_lstm(a + b, *state)
     if cell == "gru":
-        (ar, az, an), (br, bz, bn) = (
-            np.split(a, 3, axis=1),
-            np.split(b, 3, axis=1),
-        )
-        r, z = _plain_sigmoid(ar + br), _plain_sigmoid(az + bz)
-        n = np.tanh(an + r * bn)
-        return (n + z * (state[0] - n),), (r, z, n, bn, state[0])
+        return _plain_gru(a, b, *state)
     h = np.tanh(a + b) if cell == "tanh" else np.maximum(a + b, 0)
     return (h,), (h,)
 
 # %% ../../nbs/kernels/recurrence.ipynb #6198f833
+def _plain_lstm_backward(dh, dc, kept):
+    "Gradients with respect to the pre-activations and to the old c."
+    i, f, g, o, c, before = kept
+    tanh = np.tanh(c)
+    dc = dc + dh * o * (1 - tanh**2)
+    di = dc * g * i * (1 - i)
+    df = dc * before * f * (1 - f)
+    dg = dc * i * (1 - g**2)
+    do = dh * tanh * o * (1 - o)
+    return np.concatenate([di, df, dg, do], axis=1), dc * f
+
+
+def _plain_gru_backward(dh, kept):
+    "Gradients with respect to a, to b, and to the old h beside b."
+    r, z, n, bn, before = kept
+    dn = dh * (1 - z) * (1 - n**2)
+    dr = dn * bn * r * (1 - r)
+    dz = dh * (before - n) * z * (1 - z)
+    return np.hstack([dr, dz, dn]), np.hstack([dr, dz, dn * r]), dh * z
+
+# %% ../../nbs/kernels/recurrence.ipynb #403071e3
 def _plain_step_back(cell, grads, kept):
-    "Gradients by a, by b, and by the state where it enters the step otherwise."
+    "Gradients with respect to a, to b, and to the old state beside b."
     dh = grads[0]
     if cell == "lstm":
-        i, f, g, o, c, before = kept
-        tanh = np.tanh(c)
-        dc = grads[1] + dh * o * (1 - tanh**2)
-        d = np.concatenate(
-            [
-                dc * g * i * (1 - i),
-                dc * before * f * (1 - f),
-                dc * i * (1 - g**2),
-                dh * tanh * o * (1 - o),
-            ],
-            axis=1,
-        )
-        return d, d, (np.zeros_like(dh), dc * f)
+        d, dc = _plain_lstm_backward(*grads, kept)
+        return d, d, (np.zeros_like(dh), dc)
     if cell == "gru":
-        r, z, n, bn, before = kept
-        dn = dh * (1 - z) * (1 - n**2)
-        dr, dz = dn * bn * r * (1 - r), dh * (before - n) * z * (1 - z)
-        return np.hstack([dr, dz, dn]), np.hstack([dr, dz, dn * r]), (dh * z,)
+        da, db, before = _plain_gru_backward(dh, kept)
+        return da, db, (before,)
     (h,) = kept
     d = dh * (1 - h**2) if cell == "tanh" else np.where(h <= 0, 0, dh)
     return d, d, (np.zeros_like(dh),)
 
 # %% ../../nbs/kernels/recurrence.ipynb #022a7f3b
+def _plain_mask(x, mask, t):
+    "(m, 1), True where step t counts."
+    return np.ones((len(x), 1), bool) if mask is None else mask[:, t, None]
+
+
 def plain_forward(cell, x, state, weights, mask=None, reverse=False):
-    "States (m, time, hidden) of a layer, the last, and what backward needs."
+    "States (m, time, n) of a layer, the last one, and what backward needs."
     w_ih, w_hh, b_ih, b_hh = weights
     times = range(x.shape[1])[::-1] if reverse else range(x.shape[1])
     y, kept = np.empty((*x.shape[:2], w_hh.shape[1]), x.dtype), {}
     for t in times:
-        a, b = x[:, t] @ w_ih.T + b_ih, state[0] @ w_hh.T + b_hh
+        a = x[:, t] @ w_ih.T + b_ih
+        b = state[0] @ w_hh.T + b_hh
         new, step = _plain_step(cell, a, b, state)
         kept[t] = state[0], step
-        real = np.ones((len(x), 1), bool) if mask is None else mask[:, t, None]
-        state = tuple(np.where(real, a, b) for a, b in zip(new, state))
+        valid = _plain_mask(x, mask, t)
+        state = tuple(np.where(valid, s, old) for s, old in zip(new, state))
         y[:, t] = state[0]
     return y, state, (cell, x, mask, kept)
 
 # %% ../../nbs/kernels/recurrence.ipynb #d710e529
 def plain_backward(grad, grad_state, cache, weights):
-    "Gradients by x, by the first state and by the weights."
+    "Gradients with respect to x, the first state and the weights."
     cell, x, mask, kept = cache
     dx, dw = np.zeros_like(x), [np.zeros_like(w) for w in weights]
     for t, (h, step) in reversed(kept.items()):
-        real = np.ones((len(x), 1), bool) if mask is None else mask[:, t, None]
-        dh = grad_state[0] + np.where(real, grad[:, t], 0)
-        da, db, before = _plain_step_back(cell, (dh, *grad_state[1:]), step)
-        da, db = np.where(real, da, 0), np.where(real, db, 0)
-        before = (before[0] + db @ weights[1], *before[1:])
-        after = dh, *grad_state[1:]
-        grad_state = tuple(np.where(real, a, b) for a, b in zip(before, after))
+        valid = _plain_mask(x, mask, t)
+        after = grad_state[0] + np.where(valid, grad[:, t], 0), *grad_state[1:]
+        da, db, before = _plain_step_back(cell, after, step)
+        da, db = np.where(valid, da, 0), np.where(valid, db, 0)
+        before = before[0] + db @ weights[1], *before[1:]
+        pairs = zip(before, after)
+        grad_state = tuple(np.where(valid, d, same) for d, same in pairs)
         dx[:, t] = da @ weights[0]
-        for total, g in zip(
-            dw, (da.T @ x[:, t], db.T @ h, da.sum(0), db.sum(0))
-        ):
-            total += g
+        dw[0] += da.T @ x[:, t]
+        dw[1] += db.T @ h
+        dw[2] += da.sum(0)
+        dw[3] += db.sum(0)
     return dx, grad_state, dw
 
 # %% ../../nbs/kernels/recurrence.ipynb #0b402325
@@ -120,12 +137,14 @@ TANH, RELU, _LSTM, _GRU = range(4)
 
 @compiled()
 def _copy(to, source):
+    "The first numbers of `to` = `source`."
     for i in range(source.size):
         to[i] = source[i]
 
 
 @compiled(fastmath=FUSED)
 def _rnn_step(cell, z, h):
+    "h from the pre-activations z (n,)."
     if cell == RELU:
         for u in range(h.size):
             h[u] = max(z[u], z.dtype.type(0))
@@ -136,7 +155,7 @@ def _rnn_step(cell, z, h):
 
 @compiled(fastmath=FUSED)
 def _gru_step(z, h):
-    "z: n's sum from h, those of r and z, n's sum from x; they become b, r, z, n."
+    "z: n's sum from h, those of r and z, n's sum from x; become b, r, z, n."
     n = h.size
     b, r, keep, new = z[:n], z[n : 2 * n], z[2 * n : 3 * n], z[3 * n : 4 * n]
     for u in range(n):
@@ -144,10 +163,10 @@ def _gru_step(z, h):
         new[u] = fast_tanh(new[u] + r[u] * b[u])
         h[u] = new[u] + keep[u] * (h[u] - new[u])
 
-
+# %% ../../nbs/kernels/recurrence.ipynb #c7c1b24b
 @compiled(fastmath=FUSED)
 def _lstm_step(z, h, c):
-    "z: the sums of i, f, g and o, which become gates."
+    "z: the pre-activations of i, f, g and o, which become gates."
     n = h.size
     i, f, g, o = z[:n], z[n : 2 * n], z[2 * n : 3 * n], z[3 * n : 4 * n]
     for u in range(n):
@@ -159,6 +178,7 @@ def _lstm_step(z, h, c):
 
 @compiled()
 def _step(cell, z, h, c):
+    "One step of one example, from its pre-activations z."
     if cell == _LSTM:
         _lstm_step(z, h, c)
     elif cell == _GRU:
@@ -166,10 +186,10 @@ def _step(cell, z, h, c):
     else:
         _rnn_step(cell, z, h)
 
-
+# %% ../../nbs/kernels/recurrence.ipynb #c0646a40
 @compiled()
 def _multiply(y, a, panels):
-    "y += a @ w, the columns of w in panels; y has room for whole panels."
+    "y += a @ w, the columns of w in panels; y has space for whole panels."
     for p in range(panels.shape[0]):
         if a.shape[0] == 1:
             row_times_matrix(y, a, panels, 0, p)
@@ -185,52 +205,69 @@ def _time(s, steps, reverse):
 
 
 @compiled()
-def _run_once(cell, y, x_sums, h_sums, b_ih, b_hh, mask, h, c, sums):
-    "One step of which the products are known: sets y and sums, takes the state to the next."
-    n, wide = h.shape[1], b_ih.size
-    for i in range(h.shape[0]):
-        z, own = (
-            sums[i],
-            2 * n if cell == _GRU else wide,
-        )  # what has one place for both sums
-        both = z[n:] if cell == _GRU else z
-        for u in range(own):
-            both[u] = (x_sums[i, u] + b_ih[u]) + (h_sums[i, u] + b_hh[u])
-        for u in range(own, wide):
-            z[u - own] = h_sums[i, u] + b_hh[u]
-            both[u] = x_sums[i, u] + b_ih[u]
-        if mask[i, 0]:
-            _step(cell, z, h[i], c[i])
-        _copy(y[i, 0], h[i])
-        _copy(z[4 * n :], c[i])
+def _is_valid(mask, i, t):
+    "Whether time t of example i counts; a mask (m, 0) says that all do."
+    return mask.shape[1] == 0 or mask[i, t]
+
+# %% ../../nbs/kernels/recurrence.ipynb #e7904823
+class _Settings(NamedTuple):
+    "What a kernel has to know of a layer."
+
+    cell: int  # TANH, RELU, _LSTM or _GRU
+    shift: int  # where the sums from x begin in a row of sums
+    reverse: bool  # from the last time to the first
+
+
+class _Panels(NamedTuple):
+    "Weights, or their transposes, in panels of n lanes."
+
+    w_ih: np.ndarray  # (p, inputs or rows, n)
+    w_hh: np.ndarray  # (p, hidden or rows, n)
+
+
+class _Examples(NamedTuple):
+    "Some examples of a batch, forward."
+
+    x: np.ndarray  # (m, time, inputs)
+    mask: np.ndarray  # (m, time), or (m, 0) where there is none
+    y: np.ndarray  # (m, time, hidden), results
+    h: np.ndarray  # (m, hidden): the first state becomes the last
+    c: np.ndarray  # (m, hidden) for the LSTM, else (m, 0)
+
+# %% ../../nbs/kernels/recurrence.ipynb #3abe0eda
+@compiled()
+def _run_step(cell, z, part, w_hh, t):
+    "Time t; z (m, row): pre-activations, but for what comes from h."
+    n = part.h.shape[1]
+    _multiply(z[:, 0:], part.h[:, 0:], w_hh)
+    for i in range(part.h.shape[0]):
+        if _is_valid(part.mask, i, t):
+            _step(cell, z[i], part.h[i], part.c[i])
+        _copy(part.y[i, t], part.h[i])
+        _copy(z[i, 4 * n :], part.c[i])
 
 
 @compiled()
-def _run(
-    cell, y, x, mask, h, c, w_ih, w_hh, bias, shift, sums, keep, xs, reverse
-):
-    "All steps: sets y, takes the state (h, c) to the last; sums: of all steps, if kept."
-    (m, steps), n, chunk = x.shape[:2], h.shape[1], xs.shape[0] // x.shape[0]
+def _run(settings, part, panels, bias, sums, keep, xs):
+    "All steps: sets y, h and c; `sums` of all steps (if kept) or of a chunk."
+    m, steps = part.x.shape[:2]
+    chunk, reverse = xs.shape[0] // m, settings.reverse
     for start in range(0, steps, chunk):
         rows = min(chunk, steps - start) * m
-        zs = sums[start * m :] if keep else sums
+        z = sums[start * m :] if keep else sums
         for k in range(rows):
-            _copy(zs[k], bias)
-            _copy(xs[k], x[k % m, _time(start + k // m, steps, reverse)])
-        _multiply(zs[:rows, shift:], xs[:rows, 0:], w_ih)
+            t = _time(start + k // m, steps, reverse)
+            _copy(z[k], bias)
+            _copy(xs[k], part.x[k % m, t])
+        _multiply(z[:rows, settings.shift :], xs[:rows, 0:], panels.w_ih)
         for low in range(0, rows, m):
             t = _time(start + low // m, steps, reverse)
-            _multiply(zs[low : low + m, 0:], h[:, 0:], w_hh)
-            for i in range(m):
-                z = zs[low + i]
-                if mask[i, t]:
-                    _step(cell, z, h[i], c[i])
-                _copy(y[i, t], h[i])
-                _copy(z[4 * n :], c[i])
+            _run_step(settings.cell, z[low : low + m], part, panels.w_hh, t)
 
 # %% ../../nbs/kernels/recurrence.ipynb #555aa360
 @compiled(fastmath=FUSED)
 def _rnn_back(cell, d, dh, h):
+    "d from the gradient dh with respect to the new state h."
     one, zero = h.dtype.type(1), h.dtype.type(0)
     if cell == RELU:
         for u in range(h.size):
@@ -243,14 +280,11 @@ def _rnn_back(cell, d, dh, h):
 
 @compiled(fastmath=FUSED)
 def _gru_back(d, dh, z, before):
+    "d from dh, z as `_gru_step` left it and the old state."
     n, one = before.size, z.dtype.type(1)
     b, r, keep, new = z[:n], z[n : 2 * n], z[2 * n : 3 * n], z[3 * n : 4 * n]
-    db, dr, dkeep, dnew = (
-        d[:n],
-        d[n : 2 * n],
-        d[2 * n : 3 * n],
-        d[3 * n : 4 * n],
-    )
+    db, dr, dkeep = d[:n], d[n : 2 * n], d[2 * n : 3 * n]
+    dnew = d[3 * n : 4 * n]
     for u in range(n):
         dnew[u] = dh[u] * (one - keep[u]) * (one - new[u] * new[u])
         dkeep[u] = dh[u] * (before[u] - new[u]) * keep[u] * (one - keep[u])
@@ -258,17 +292,13 @@ def _gru_back(d, dh, z, before):
         dr[u] = dnew[u] * b[u] * r[u] * (one - r[u])
         dh[u] *= keep[u]
 
-
+# %% ../../nbs/kernels/recurrence.ipynb #d13bd42a
 @compiled(fastmath=FUSED)
 def _lstm_back(d, dh, dc, z, before):
+    "d from dh and dc, z as `_lstm_step` left it, c behind it, and the old c."
     n, one = dh.size, z.dtype.type(1)
-    i, f, g, o, c = (
-        z[:n],
-        z[n : 2 * n],
-        z[2 * n : 3 * n],
-        z[3 * n : 4 * n],
-        z[4 * n : 5 * n],
-    )
+    i, f, g, o = z[:n], z[n : 2 * n], z[2 * n : 3 * n], z[3 * n : 4 * n]
+    c = z[4 * n : 5 * n]
     di, df, dg, do = d[:n], d[n : 2 * n], d[2 * n : 3 * n], d[3 * n : 4 * n]
     for u in range(n):
         t = fast_tanh(c[u])
@@ -283,6 +313,7 @@ def _lstm_back(d, dh, dc, z, before):
 
 @compiled()
 def _step_back(cell, d, dh, dc, z, y, before, c):
+    "One step of one example; y: its new state, (before, c): its old one."
     if cell == _LSTM:
         _lstm_back(d, dh, dc, z, c)
     elif cell == _GRU:
@@ -290,16 +321,17 @@ def _step_back(cell, d, dh, dc, z, y, before, c):
     else:
         _rnn_back(cell, d, dh, y)
 
-
+# %% ../../nbs/kernels/recurrence.ipynb #0ef96329
 @compiled(fastmath=FUSED)
-def _without_least(a, least):
-    "Numbers below `least` become 0."
+def _flush(a, tiny):
+    "Numbers below `tiny` become 0."
     for u in range(a.size):
-        a[u] = a.dtype.type(0) if abs(a[u]) < least else a[u]
+        a[u] = a.dtype.type(0) if abs(a[u]) < tiny else a[u]
 
 
 @compiled(fastmath=FUSED)
 def _add(to, source):
+    "to += source."
     for i in range(source.size):
         to[i] += source[i]
 
@@ -311,345 +343,433 @@ def _into_panels(panels, k, row):
     for p in range(panels.shape[0]):
         _copy(panels[p, k], row[p * width : min((p + 1) * width, row.size)])
 
+# %% ../../nbs/kernels/recurrence.ipynb #12a5f716
+class _ExamplesBackward(NamedTuple):
+    "Some examples of a batch, backward."
+
+    x: np.ndarray  # (m, time, inputs)
+    mask: np.ndarray  # (m, time), or (m, 0) where there is none
+    y: np.ndarray  # (m, time, hidden)
+    h: np.ndarray  # (m, hidden), the first state
+    c: np.ndarray  # (m, hidden) for the LSTM, else (m, 0)
+    grad: np.ndarray  # (m, time, hidden), with respect to y
+    dh: np.ndarray  # (m, hidden in whole panels): of the last, then first h
+    dc: np.ndarray  # as c: of the last, then of the first c
+    dx: np.ndarray  # (m, time, inputs), or (m, time, 0) if not wanted
+
+
+class _WeightGradients(NamedTuple):
+    "Sums over the examples of a piece."
+
+    w_ih: np.ndarray  # (rows, inputs in whole panels)
+    w_hh: np.ndarray  # (rows, hidden in whole panels)
+    bias: np.ndarray  # (row,), of a row of sums
+
+
+class _Chunk(NamedTuple):
+    "Scratch memory of a thread: a row for each step and example of a chunk."
+
+    d: np.ndarray  # (k, row), gradients with respect to the sums
+    x: np.ndarray  # (p, k, n), inputs in panels of n lanes
+    h: np.ndarray  # (p, k, n), states before the step
+    dx: np.ndarray  # (k, inputs in whole panels)
+
+# %% ../../nbs/kernels/recurrence.ipynb #007d5018
+@compiled()
+def _run_step_back(settings, part, sums, work, s, low, tiny):
+    "Step s: sets rows `low` and on of `work`, d to those before the products."
+    (m, steps), n, cell = part.x.shape[:2], part.h.shape[1], settings.cell
+    t = _time(s, steps, settings.reverse)
+    for i in range(m):
+        d, row = work.d[low + i], s * m + i
+        old, old_c = part.h[i], part.c[i]
+        if s > 0:
+            old = part.y[i, _time(s - 1, steps, settings.reverse)]
+        if s > 0 and cell == _LSTM:
+            old_c = sums[row - m, 4 * n : 5 * n]
+        _into_panels(work.h, low + i, old)
+        if not _is_valid(part.mask, i, t):
+            work.x[:, low + i] = 0
+            d[:] = 0
+            continue
+        _into_panels(work.x, low + i, part.x[i, t])
+        dh, dc = part.dh[i, :n], part.dc[i]
+        _add(dh, part.grad[i, t])
+        _flush(dh, tiny)
+        _flush(dc, tiny)
+        z = sums[row] if cell >= _LSTM else part.y[i, t]  # RNNs keep no sums
+        _step_back(cell, d, dh, dc, z, part.y[i, t], old, old_c)
+
+# %% ../../nbs/kernels/recurrence.ipynb #470b7d32
+@compiled()
+def _add_weight_grads(grads, work, shift, count, w_ih):
+    "Adds what `count` rows of a chunk give, and sets the inputs' gradients."
+    rows, d = grads.w_ih.shape[0], work.d[:count]
+    from_x, from_h = d[:, shift : shift + rows], d[:, :rows]
+    for k in range(count):
+        _add(grads.bias, d[k])
+    _multiply(grads.w_ih[:, 0:], from_x.T, work.x)
+    _multiply(grads.w_hh[:, 0:], from_h.T, work.h)
+    work.dx[:] = 0
+    _multiply(work.dx[:, 0:], from_x, w_ih)
+
 
 @compiled()
-def _collect(dw_ih, dw_hh, db, dxs, ds, xs, hs, w_ih, shift):
-    "Adds the gradients by the weights from the rows of ds, sets dxs, by the inputs."
-    wide = dw_ih.shape[0]
-    from_x, from_h = ds[:, shift : shift + wide], ds[:, :wide]
-    for k in range(ds.shape[0]):
-        _add(db, ds[k])
-    _multiply(dw_ih[:, 0:], from_x.T, xs)
-    _multiply(dw_hh[:, 0:], from_h.T, hs)
-    dxs[:] = 0
-    _multiply(dxs[:, 0:], from_x, w_ih)
-
-
-@compiled()
-def _run_once_back(cell, d, dh, dc, grad, y, mask, first, c, sums, least):
-    "One step back: sets d, dh and dc become what goes to the first state beside the products."
-    for i in range(dh.shape[0]):
-        d[i] = 0
-        if mask[i, 0]:
-            _add(dh[i], grad[i, 0])
-            _without_least(dh[i], least)
-            _without_least(dc[i], least)
-            z = sums[i] if cell >= _LSTM else y[i, 0]  # an RNN keeps no sums
-            _step_back(cell, d[i], dh[i], dc[i], z, y[i, 0], first[i], c[i])
-
-
-@compiled()
-def _run_back(
-    cell,
-    dx,
-    dw_ih,
-    dw_hh,
-    db,
-    dh,
-    dc,
-    grad,
-    y,
-    x,
-    mask,
-    first,
-    c,
-    w_ih,
-    w_hh,
-    shift,
-    sums,
-    ds,
-    xs,
-    hs,
-    dxs,
-    reverse,
-    least,
-):
-    "All steps back: sets dx, adds to dw and db, dh and dc become those by the first state."
-    (m, steps), n, wide = x.shape[:2], first.shape[1], dw_ih.shape[0]
-    chunk = ds.shape[0] // m
+def _run_back(settings, part, panels, grads, sums, work, tiny):
+    "All steps back: sets dx, adds to the weights' gradients, dh and dc."
+    m, steps = part.x.shape[:2]
+    chunk, rows = work.d.shape[0] // m, grads.w_ih.shape[0]
     for start in range((steps - 1) // chunk * chunk, -1, -chunk):
-        count = min(chunk, steps - start)
-        for low in range((count - 1) * m, -1, -m):
+        count = min(chunk, steps - start) * m
+        for low in range(count - m, -1, -m):
             s = start + low // m
-            t = _time(s, steps, reverse)
-            for i in range(m):
-                d, k, own = ds[low + i], s * m + i, dh[i, :n]
-                before = (
-                    y[i, _time(s - 1, steps, reverse)] if s > 0 else first[i]
-                )
-                _into_panels(hs, low + i, before)
-                if not mask[i, t]:
-                    xs[:, low + i] = 0
-                    d[:] = 0
-                    continue
-                _into_panels(xs, low + i, x[i, t])
-                _add(own, grad[i, t])
-                _without_least(own, least)
-                _without_least(dc[i], least)
-                past = (
-                    sums[k - m, 4 * n : 5 * n]
-                    if cell == _LSTM and s > 0
-                    else c[i]
-                )
-                z = (
-                    sums[k] if cell >= _LSTM else y[i, t]
-                )  # an RNN keeps no sums
-                _step_back(cell, d, own, dc[i], z, y[i, t], before, past)
-            _multiply(dh[:, 0:], ds[low : low + m, :wide], w_hh)
-        _collect(dw_ih, dw_hh, db, dxs, ds[: count * m], xs, hs, w_ih, shift)
-        for k in range(count * m if dx.size else 0):
-            _copy(
-                dx[k % m, _time(start + k // m, steps, reverse)],
-                dxs[k, : dx.shape[2]],
-            )
+            _run_step_back(settings, part, sums, work, s, low, tiny)
+            d = work.d[low : low + m, :rows]
+            _multiply(part.dh[:, 0:], d, panels.w_hh)
+        _add_weight_grads(grads, work, settings.shift, count, panels.w_ih)
+        for k in range(count if part.dx.size else 0):
+            t = _time(start + k // m, steps, settings.reverse)
+            _copy(part.dx[k % m, t], work.dx[k, : part.dx.shape[2]])
 
 # %% ../../nbs/kernels/recurrence.ipynb #7ecf1ea7
+_ALIGNED = 64  # bytes: a line of the cache, and the longest vector
+
+
 def _ceil(n: int, size: int) -> int:
     "`n`, up to a multiple of `size`."
     return -(-n // size) * size
 
 
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    "An array that begins at a multiple of `_ALIGNED` bytes."
+    size = prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNED, np.uint8)
+    start = -memory.ctypes.data % _ALIGNED
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
 def weight_panels(w: np.ndarray) -> np.ndarray:
-    "The columns of `w` in panels, aligned, zeros after the last."
-    (k, n), width = w.shape, PANEL * VECTOR_BYTES // w.itemsize
-    shape = _ceil(n, width) // width, k, width
-    memory = np.empty((prod(shape) * w.itemsize + 64,), np.dtype(np.uint8))
-    memory = memory[-memory.ctypes.data % 64 :][: prod(shape) * w.itemsize]
-    panels = memory.view(w.dtype).reshape(shape)
-    for p, panel in enumerate(panels):
-        part = w[:, p * width : (p + 1) * width]
-        panel[:, : part.shape[1]] = part
-        panel[:, part.shape[1] :] = 0
+    "The columns of `w` (k, c) in panels (p, k, n), zeros after the last."
+    (k, columns), n = w.shape, PANEL * VECTOR_BYTES // w.itemsize
+    whole, rest = divmod(columns, n)
+    panels = _aligned_empty((whole + (rest > 0), k, n), w.dtype)
+    if whole:
+        parts = w[:, : whole * n].reshape(k, whole, n)
+        panels[:whole] = parts.swapaxes(0, 1)
+    if rest:
+        panels[whole, :, :rest] = w[:, whole * n :]
+        panels[whole, :, rest:] = 0
     return panels
 
 # %% ../../nbs/kernels/recurrence.ipynb #09316005
+# Multiplications by weights from which threads gained, timed with two.
+_WORK_FOR_THREADS = 5e6
+# Rows of a chunk, if a step has fewer: enough for the products' tiles, and
+# few enough that what a chunk needs stays in the second-level cache.
+_CHUNK_ROWS = 128
+# Numbers in a row of sums, in hidden sizes: gates, and for the LSTM c.
+_BLOCKS = {"tanh": 1, "relu": 1, "lstm": 5, "gru": 4}
+_CELLS = {"tanh": TANH, "relu": RELU, "lstm": _LSTM, "gru": _GRU}
+
+
 class _Plan(NamedTuple):
     "What forward and backward of a layer share."
 
-    cell: int
+    cell: int  # TANH, RELU, _LSTM or _GRU
     shift: int  # where the sums from x begin in a row of sums
-    room: int  # numbers in a row of sums
-    width: int  # numbers in a row of a panel
-    cuts: list[tuple[int, int]]  # examples from, to of each piece of work
+    row: int  # numbers in a row of sums
+    lanes: int  # numbers in a row of a panel
+    cuts: tuple[tuple[int, int], ...]  # first and last example of each piece
 
     def rows(self, i: int, steps: int) -> int:
-        "Rows of a chunk of piece i: whole steps, of 128 rows in all if they are small."
+        "Rows of a chunk of piece i: whole steps."
         m = self.cuts[i][1] - self.cuts[i][0]
-        return m * max(1, min(steps, 128 // m))
+        return m * max(1, min(steps, _CHUNK_ROWS // m))
+
+# %% ../../nbs/kernels/recurrence.ipynb #474f3801
+@lru_cache(maxsize=256)  # layers of a model, batches of several lengths
+def _plan(
+    cell: str, shape: tuple[int, ...], n: int, itemsize: int, threads: int
+) -> _Plan:
+    "The plan for inputs of a shape and numbers of so many bytes."
+    (m, steps, inputs), lanes = shape, PANEL * VECTOR_BYTES // itemsize
+    blocks = _BLOCKS[cell]
+    work = m * steps * n * blocks * (inputs + n)
+    tiles = _ceil(m, TILE_ROWS) // TILE_ROWS
+    pieces = min(tiles, threads) if work > _WORK_FOR_THREADS else 1
+    cuts = [min(m, tiles * i // pieces * TILE_ROWS) for i in range(pieces + 1)]
+    shift = n if cell == "gru" else 0
+    row = _ceil(blocks * n + lanes, lanes)  # products write whole panels
+    return _Plan(_CELLS[cell], shift, row, lanes, tuple(zip(cuts, cuts[1:])))
 
 
 def recurrence_plan(cell: str, x: np.ndarray, n: int) -> _Plan:
-    (m, steps, inputs), width = x.shape, PANEL * VECTOR_BYTES // x.itemsize
-    number, blocks = {
-        "tanh": (TANH, 1),
-        "relu": (RELU, 1),
-        "lstm": (_LSTM, 5),
-        "gru": (_GRU, 4),
-    }[cell]
-    tiles, work = (
-        _ceil(m, TILE_ROWS) // TILE_ROWS,
-        m * steps * n * blocks * (inputs + n),
-    )
-    pieces = min(tiles, num_threads()) if work > 5e6 else 1
-    cuts = [min(m, tiles * i // pieces * TILE_ROWS) for i in range(pieces + 1)]
-    return _Plan(
-        number,
-        n if cell == "gru" else 0,
-        _ceil(blocks * n + width, width),
-        width,
-        [*zip(cuts, cuts[1:])],
-    )
+    "The plan for inputs x (m, time, inputs) and n hidden units."
+    return _plan(cell, x.shape, n, x.itemsize, num_threads())
 
 # %% ../../nbs/kernels/recurrence.ipynb #336832ff
 def _permute_gates(
-    cell: str, rows: np.ndarray, back: bool = False
+    cell: int, rows: np.ndarray, back: bool = False
 ) -> np.ndarray:
-    "The rows r, z, n of a GRU's weights as n, r, z, or back; others as they are."
-    if cell != "gru":
+    "A GRU's rows r, z, n as n, r, z, or back; other cells' unchanged."
+    if cell != _GRU:
         return rows
     cut = len(rows) // 3 * (1 if back else 2)
     return np.concatenate([rows[cut:], rows[:cut]])
 
+
+class _Cache(NamedTuple):
+    "What backward needs."
+
+    plan: _Plan
+    x: np.ndarray  # (m, time, inputs)
+    state: tuple[np.ndarray, ...]  # the first
+    mask: np.ndarray  # (m, time), or (m, 0) where there is none
+    reverse: bool
+    y: np.ndarray  # (m, time, hidden)
+    sums: np.ndarray  # (m time, row), gates; (0, row) if not kept
+
+
+def _start(state: tuple, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "A copy of the state (h, c), c (m, 0) but for the LSTM."
+    h = state[0].copy()
+    if len(state) == 2:
+        return h, state[1].copy()
+    return h, np.empty((len(x), 0), x.dtype)
+
 # %% ../../nbs/kernels/recurrence.ipynb #ebc9b1c7
-def _forward_once(x, state, weights, plan, settings):
-    "As `recurrence_forward`, of one time step; `settings`: what the cache begins with."
+class _SingleStep(NamedTuple):
+    "One step of all examples."
+
+    from_x: np.ndarray  # (m, rows), W_ih x
+    from_h: np.ndarray  # (m, rows), W_hh h
+    b_ih: np.ndarray  # (rows,)
+    b_hh: np.ndarray  # (rows,)
+    mask: np.ndarray  # (m, 1), or (m, 0) where there is none
+    y: np.ndarray  # (m, 1, hidden), result
+    h: np.ndarray  # (m, hidden): the first state becomes the last
+    c: np.ndarray  # (m, hidden) for the LSTM, else (m, 0)
+    sums: np.ndarray  # (m, row), result
+
+
+@compiled()
+def _run_once(cell, step):
+    "A single step, from products that are known."
+    n, rows = step.h.shape[1], step.b_ih.size
+    shift = n if cell == _GRU else 0
+    shared = 2 * n if cell == _GRU else rows  # one sum from both x and h
+    for i in range(step.h.shape[0]):
+        z, from_x, from_h = step.sums[i], step.from_x[i], step.from_h[i]
+        for u in range(rows):
+            a, b = from_x[u] + step.b_ih[u], from_h[u] + step.b_hh[u]
+            if u < shared:
+                z[shift + u] = a + b
+            else:
+                z[u - shared], z[shift + u] = b, a
+        if _is_valid(step.mask, i, 0):
+            _step(cell, z, step.h[i], step.c[i])
+        _copy(step.y[i, 0], step.h[i])
+        _copy(z[4 * n :], step.c[i])
+
+# %% ../../nbs/kernels/recurrence.ipynb #d591b795
+def _forward_once(x, state, weights, mask, reverse, plan):
+    "`recurrence_forward` of one time step."
     w_ih, w_hh, b_ih, b_hh = weights
-    (m, _, inputs), n, lstm = x.shape, w_hh.shape[1], plan.cell == _LSTM
-    h, c = (
-        state[0].copy(),
-        state[1].copy() if lstm else np.empty((m, 0), x.dtype),
-    )
-    y, sums = np.empty((m, 1, n), x.dtype), np.empty((m, plan.room), x.dtype)
-    _run_once(
-        plan.cell,
-        y,
-        np.dot(x.reshape(m, inputs), w_ih.T),
-        np.dot(h, w_hh.T),
-        b_ih,
-        b_hh,
-        settings[3],
-        h,
-        c,
-        sums,
-    )
-    return y, (h, c) if lstm else (h,), (*settings, y, sums, plan)
+    m, n, dtype = len(x), w_hh.shape[1], x.dtype
+    h, c = _start(state, x)
+    y, sums = np.empty((m, 1, n), dtype), np.empty((m, plan.row), dtype)
+    from_x = np.dot(x.reshape(m, -1), w_ih.T)
+    from_h = np.dot(h, w_hh.T)
+    step = _SingleStep(from_x, from_h, b_ih, b_hh, mask, y, h, c, sums)
+    _run_once(plan.cell, step)
+    last = (h, c) if plan.cell == _LSTM else (h,)
+    return y, last, _Cache(plan, x, state, mask, reverse, y, sums)
 
 # %% ../../nbs/kernels/recurrence.ipynb #45beee54
+# Gradients below this count as 0: 2**26 times the smallest normal number, so
+# that products with them, too, stay normal.
+_TINY = {t: float(np.finfo(t).tiny * 2.0**26) for t in FLOATS}
+
+
+class _SingleStepBackward(NamedTuple):
+    "One step of all examples, backward."
+
+    grad: np.ndarray  # (m, 1, hidden), with respect to y
+    y: np.ndarray  # (m, 1, hidden)
+    mask: np.ndarray  # (m, 1), or (m, 0) where there is none
+    h: np.ndarray  # (m, hidden), the first state
+    c: np.ndarray  # (m, hidden) for the LSTM, else (m, 0)
+    sums: np.ndarray  # (m, row), from forward
+    d: np.ndarray  # (m, row), result
+    dh: np.ndarray  # (m, hidden): of the last, then of the first h
+    dc: np.ndarray  # as c: of the last, then of the first c
+
+
+@compiled()
+def _run_once_back(cell, step, tiny):
+    "Sets d; dh and dc become what goes to the first state past the sums."
+    for i in range(step.dh.shape[0]):
+        d, dh, dc = step.d[i], step.dh[i], step.dc[i]
+        d[:] = 0
+        if _is_valid(step.mask, i, 0):
+            y = step.y[i, 0]
+            _add(dh, step.grad[i, 0])
+            _flush(dh, tiny)
+            _flush(dc, tiny)
+            z = step.sums[i] if cell >= _LSTM else y  # RNNs keep no sums
+            _step_back(cell, d, dh, dc, z, y, step.h[i], step.c[i])
+
+# %% ../../nbs/kernels/recurrence.ipynb #941c06d9
 def _backward_once(grad, grad_state, cache, weights, input_grad):
-    "As `recurrence_backward`, of one time step."
-    cell, x, state, mask, _, y, sums, plan = cache
-    (m, _, inputs), rows, lstm = x.shape, len(weights[0]), cell == "lstm"
-    d, dh = np.empty((m, plan.room), x.dtype), grad_state[0].copy()
-    none, least = (
-        np.empty((m, 0), x.dtype),
-        x.dtype.type(np.finfo(x.dtype).tiny * 2.0**26),
-    )
-    dc, c = (grad_state[1].copy(), state[1]) if lstm else (none, none)
-    _run_once_back(
-        plan.cell, d, dh, dc, grad, y, mask, state[0], c, sums, least
-    )
-    by_x, by_h = (
-        d[:, plan.shift : plan.shift + rows],
-        _permute_gates(cell, d[:, :rows].T, True).T,
-    )
-    x = np.where(
-        mask, x[:, 0], x.dtype.type(0)
-    )  # what is masked may be no number
-    dw = [
-        np.dot(by_x.T, x),
-        np.dot(by_h.T, state[0]),
-        by_x.sum(0),
-        by_h.sum(0),
-    ]
-    dh += np.dot(by_h, weights[1])
-    dx = np.dot(by_x, weights[0]).reshape(m, 1, inputs) if input_grad else None
-    return dx, (dh, dc) if lstm else (dh,), dw
+    "`recurrence_backward` of one time step."
+    plan, x, state, mask, _, y, sums = cache
+    (m, _, inputs), rows, dtype = x.shape, len(weights[0]), x.dtype
+    dh, dc = _start(grad_state, x)
+    c = state[1] if plan.cell == _LSTM else dc
+    d = np.empty((m, plan.row), dtype)
+    step = _SingleStepBackward(grad, y, mask, state[0], c, sums, d, dh, dc)
+    _run_once_back(plan.cell, step, _TINY[dtype])
+    from_x = d[:, plan.shift : plan.shift + rows]
+    from_h = _permute_gates(plan.cell, d[:, :rows].T, True).T
+    x = x.reshape(m, inputs)
+    if mask.size:  # what is masked may be no number
+        x = np.where(mask, x, dtype.type(0))
+    db_ih = from_x.sum(0)
+    db_hh = from_h.sum(0) if plan.cell == _GRU else db_ih.copy()
+    dw = [np.dot(from_x.T, x), np.dot(from_h.T, state[0]), db_ih, db_hh]
+    dh += np.dot(from_h, weights[1])
+    dx = None
+    if input_grad:
+        dx = np.dot(from_x, weights[0]).reshape(m, 1, inputs)
+    return dx, (dh, dc) if plan.cell == _LSTM else (dh,), dw
 
 # %% ../../nbs/kernels/recurrence.ipynb #f0def58b
+def _take(batch: Any, low: int, high: int) -> Any:
+    "Examples low, ..., high - 1; the batch itself if these are all."
+    if high - low == len(batch.y):
+        return batch
+    return batch._make(a[low:high] for a in batch)
+
+
+def _pack_weights(plan, weights):
+    "Weights in panels, and the biases as a row of sums has them."
+    w_ih, w_hh, b_ih, b_hh = weights
+    panels = _Panels(
+        weight_panels(w_ih.T), weight_panels(_permute_gates(plan.cell, w_hh).T)
+    )
+    bias = np.zeros(plan.row, b_ih.dtype)
+    bias[plan.shift : plan.shift + len(b_ih)] = b_ih
+    bias[: len(b_hh)] += _permute_gates(plan.cell, b_hh)
+    return panels, bias
+
+# %% ../../nbs/kernels/recurrence.ipynb #01a2fa68
+def _forward_steps(x, state, weights, mask, reverse, keep, plan):
+    "`recurrence_forward` of several time steps."
+    (m, steps, inputs), n, dtype = x.shape, weights[1].shape[1], x.dtype
+    panels, bias = _pack_weights(plan, weights)
+    h, c = _start(state, x)
+    y, kept = np.empty((m, steps, n), dtype), keep and plan.cell >= _LSTM
+    sums = np.empty((m * steps if kept else 0, plan.row), dtype)
+    batch = _Examples(x, mask, y, h, c)
+    settings = _Settings(plan.cell, plan.shift, reverse)
+
+    def work(i):
+        low, high = plan.cuts[i]
+        rows = plan.rows(i, steps)
+        sizes = rows * inputs, 0 if kept else rows * plan.row
+        xs, zs = (a.reshape(rows, -1) for a in scratch_arrays(dtype, *sizes))
+        if kept:
+            zs = sums[low * steps : high * steps]
+        part = _take(batch, low, high)
+        _run(settings, part, panels, bias, zs, kept, xs)
+
+    in_threads(work, len(plan.cuts))
+    last = (h, c) if plan.cell == _LSTM else (h,)
+    return y, last, _Cache(plan, x, state, mask, reverse, y, sums)
+
+# %% ../../nbs/kernels/recurrence.ipynb #bebba5a3
 def recurrence_forward(
     cell, x, state, weights, mask=None, reverse=False, keep=True
 ):
-    "As `plain_forward`; what backward needs is None unless it is to be kept."
-    w_ih, w_hh, b_ih, b_hh = weights
-    (m, steps, inputs), n, dtype = x.shape, w_hh.shape[1], x.dtype
-    plan = recurrence_plan(cell, x, n)
-    mask = np.ones((m, steps), bool) if mask is None else mask
-    if steps == 1 and len(plan.cuts) == 1:
-        return _forward_once(
-            x, state, weights, plan, (cell, x, state, mask, reverse)
-        )
-    a, b = weight_panels(w_ih.T), weight_panels(_permute_gates(cell, w_hh).T)
-    bias = np.zeros(plan.room, dtype)
-    bias[plan.shift : plan.shift + len(b_ih)] = b_ih
-    bias[: len(b_hh)] += _permute_gates(cell, b_hh)
-    h, c = (
-        state[0].copy(),
-        state[1].copy() if cell == "lstm" else np.empty((m, 0), dtype),
-    )
-    kept = m * steps if keep and cell in ("lstm", "gru") else 0
-    y, sums = (
-        np.empty((m, steps, n), dtype),
-        np.empty((kept, plan.room), dtype),
-    )
-
-    def work(i):
-        low, high = plan.cuts[i]
-        size = plan.rows(i, steps)
-        xs, zs = scratch_arrays(
-            dtype, size * inputs, 0 if kept else size * plan.room
-        )
-        zs = (
-            sums[low * steps : high * steps]
-            if kept
-            else zs.reshape(size, plan.room)
-        )
-        part = [v[low:high] for v in (y, x, mask, h, c)]
-        _run(
-            plan.cell,
-            *part,
-            a,
-            b,
-            bias,
-            plan.shift,
-            zs,
-            kept > 0,
-            xs.reshape(size, inputs),
-            reverse,
-        )
-
-    in_threads(work, len(plan.cuts))
-    cache = cell, x, state, mask, reverse, y, sums, plan
-    return y, (h, c) if cell == "lstm" else (h,), cache
+    "As `plain_forward`; without `keep` the cache is of no use for backward."
+    plan = recurrence_plan(cell, x, weights[1].shape[1])
+    if mask is None:
+        mask = np.empty((len(x), 0), bool)
+    if x.shape[1] == 1 and len(plan.cuts) == 1:
+        return _forward_once(x, state, weights, mask, reverse, plan)
+    return _forward_steps(x, state, weights, mask, reverse, keep, plan)
 
 # %% ../../nbs/kernels/recurrence.ipynb #6280dd97
-def recurrence_backward(grad, grad_state, cache, weights, input_grad=True):
-    "As `plain_backward`."
-    cell, x, state, mask, reverse, y, sums, plan = cache
-    if x.shape[1] == 1 and len(plan.cuts) == 1:
-        return _backward_once(grad, grad_state, cache, weights, input_grad)
-    (m, steps, inputs), (rows, n), dtype = x.shape, weights[1].shape, x.dtype
-    pieces, wide_x, wide_h = (
-        len(plan.cuts),
-        _ceil(inputs, plan.width),
-        _ceil(n, plan.width),
-    )
-    a = weight_panels(weights[0]) if input_grad else np.empty((0, 0, 0), dtype)
-    b = weight_panels(_permute_gates(cell, weights[1]))
-    dx = np.empty((m, steps, inputs * input_grad), dtype)
-    dw_ih, dw_hh = (
-        np.zeros((pieces, rows, n), dtype) for n in (wide_x, wide_h)
-    )
-    db, dh = np.zeros((pieces, plan.room), dtype), np.zeros((m, wide_h), dtype)
-    dh[:, :n] = grad_state[0]
-    none, least = (
-        np.empty((m, 0), dtype),
-        dtype.type(np.finfo(dtype).tiny * 2.0**26),
-    )
-    dc, c = (
-        (grad_state[1].copy(), state[1]) if cell == "lstm" else (none, none)
-    )
+def _chunk(
+    plan: _Plan, rows: int, x_width: int, h_width: int, dtype
+) -> _Chunk:
+    "Scratch memory for `rows` rows, all zeros but dx."
+    widths = plan.row, x_width, h_width, x_width
+    d, x, h, dx = scratch_arrays(dtype, *(rows * width for width in widths))
+    d[:], x[:], h[:] = 0, 0, 0
+    panels = -1, rows, plan.lanes
+    d, dx = d.reshape(rows, -1), dx.reshape(rows, -1)
+    return _Chunk(d, x.reshape(panels), h.reshape(panels), dx)
+
+
+def _unpack_grads(plan, grads, inputs, n):
+    "Gradients as the weights are, of one or more pieces."
+    w_ih, w_hh, bias = (sum(a[1:], a[0]) for a in grads)
+    rows = len(w_ih)
+    dw = [
+        w_ih[:, :inputs],
+        _permute_gates(plan.cell, w_hh[:, :n], True),
+        bias[plan.shift : plan.shift + rows],
+        _permute_gates(plan.cell, bias[:rows], True),
+    ]
+    return [np.array(a, order="C") for a in dw]
+
+# %% ../../nbs/kernels/recurrence.ipynb #88a0fd67
+def _run_pieces(cache, batch, panels, grads):
+    "Runs the steps back, a piece of the batch in each thread."
+    plan, steps, dtype = cache.plan, cache.x.shape[1], cache.x.dtype
+    settings = _Settings(plan.cell, plan.shift, cache.reverse)
+    widths = grads.w_ih.shape[2], grads.w_hh.shape[2]
 
     def work(i):
         low, high = plan.cuts[i]
-        size = plan.rows(i, steps)
-        rooms = plan.room, wide_x, wide_h, wide_x
-        ds, xs, hs, dxs = scratch_arrays(
-            dtype, *(size * room for room in rooms)
-        )
-        xs[:], hs[:], ds[:] = 0, 0, 0
-        part = [v[low:high] for v in (dh, dc, grad, y, x, mask, state[0], c)]
-        _run_back(
-            plan.cell,
-            dx[low:high],
-            dw_ih[i],
-            dw_hh[i],
-            db[i],
-            *part,
-            a,
-            b,
-            plan.shift,
-            sums[low * steps : high * steps],
-            ds.reshape(size, -1),
-            xs.reshape(-1, size, plan.width),
-            hs.reshape(-1, size, plan.width),
-            dxs.reshape(size, -1),
-            reverse,
-            least,
-        )
+        chunk = _chunk(plan, plan.rows(i, steps), *widths, dtype)
+        part = _take(batch, low, high)
+        own = _WeightGradients(grads.w_ih[i], grads.w_hh[i], grads.bias[i])
+        sums = cache.sums[low * steps : high * steps]
+        _run_back(settings, part, panels, own, sums, chunk, _TINY[dtype])
 
-    in_threads(work, pieces)
-    dw_ih, dw_hh, db = (sum(v[1:], v[0]) for v in (dw_ih, dw_hh, db))
-    dw = [
-        dw_ih[:, :inputs],
-        _permute_gates(cell, dw_hh[:, :n], True),
-        db[plan.shift : plan.shift + rows],
-        _permute_gates(cell, db[:rows], True),
-    ]
-    grad_state = (
-        (dh[:, :n].copy(), dc) if cell == "lstm" else (dh[:, :n].copy(),)
+    in_threads(work, len(plan.cuts))
+
+# %% ../../nbs/kernels/recurrence.ipynb #1a16ffb4
+def _backward_steps(grad, grad_state, cache, weights, input_grad):
+    "`recurrence_backward` of several time steps."
+    plan, x, state, mask, _, y, _ = cache
+    (m, steps, inputs), (rows, n), dtype = x.shape, weights[1].shape, x.dtype
+    pieces, lstm = len(plan.cuts), plan.cell == _LSTM
+    x_width, h_width = _ceil(inputs, plan.lanes), _ceil(n, plan.lanes)
+    w_ih = np.empty((0, 0, 0), dtype)
+    if input_grad:
+        w_ih = weight_panels(weights[0])
+    w_hh = weight_panels(_permute_gates(plan.cell, weights[1]))
+    grads = _WeightGradients(
+        np.zeros((pieces, rows, x_width), dtype),
+        np.zeros((pieces, rows, h_width), dtype),
+        np.zeros((pieces, plan.row), dtype),
     )
-    return (
-        dx if input_grad else None,
-        grad_state,
-        [np.array(v, order="C") for v in dw],
-    )
+    dx = np.empty((m, steps, inputs if input_grad else 0), dtype)
+    dh = np.zeros((m, h_width), dtype)
+    dh[:, :n], dc = _start(grad_state, x)
+    c = state[1] if lstm else dc
+    batch = _ExamplesBackward(x, mask, y, state[0], c, grad, dh, dc, dx)
+    _run_pieces(cache, batch, _Panels(w_ih, w_hh), grads)
+    first = (dh[:, :n].copy(), dc) if lstm else (dh[:, :n].copy(),)
+    dw = _unpack_grads(plan, grads, inputs, n)
+    return dx if input_grad else None, first, dw
+
+
+def recurrence_backward(grad, grad_state, cache, weights, input_grad=True):
+    "As `plain_backward`; the gradient of x is None if not wanted."
+    once = cache.x.shape[1] == 1 and len(cache.plan.cuts) == 1
+    backward = _backward_once if once else _backward_steps
+    return backward(grad, grad_state, cache, weights, input_grad)

@@ -6,38 +6,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..core.arguments import FLOATS, check_array
-from dlnotes.core.execution import (
-    compiled,
-    num_threads,
-    parallel_for,
-    scratch_arrays,
-)
+from ..core.execution import compiled, num_threads, parallel_for
+from ..core.execution import scratch_arrays
 from .elementary import fast_exp, fast_log
 from .microkernels import FUSED, PANEL, TILE_ROWS, VECTOR_BYTES
-from dlnotes.kernels.microkernels import (
-    lanes_max,
-    lanes_sum,
-    matrix_product,
-    row_dot,
-)
-from dlnotes.kernels.microkernels import (
-    row_max,
-    row_sum,
-    rows_minus,
-    rows_times,
-)
-from .microkernels import transpose_square, whole_vectors
+from .microkernels import lanes_max, lanes_sum, matrix_product
+from .microkernels import row_dot, row_max, row_sum, rows_minus
+from .microkernels import rows_times, transpose_square
+from .microkernels import whole_vectors
 
 # %% auto #0
-__all__ = ['attention_weights', 'table_attention', 'mask_with_four_axes', 'attention_memory', 'attention_forward',
-           'attention_backward']
+__all__ = ['attention_weights', 'table_attention', 'mask_with_four_axes', 'attention_memory', 'attend_heads', 'attention_forward',
+           'attend_heads_backward', 'attention_backward']
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #e5f93e80
 @compiled(inline="always")
@@ -48,119 +34,158 @@ def _head(a, h):
 
 @compiled(inline="always")
 def _vector(a, h, i):
-    "One of them: so the compiler sees that its numbers lie side by side."
+    "One of them: so the compiler knows that its numbers are contiguous."
     return a[h // a.shape[2], i, h % a.shape[2]]
 
-
+# %% ../../nbs/kernels/tiled_attention.ipynb #96cca87a
 @compiled(fastmath=FUSED)
-def _pack(panels, a, h, rows, scale):
-    "panels[p, i, c] = scale times number p width + c of vector i of `rows`, 0 past the last."
+def _pack_rows(panels, a, h, rows, scale):
+    "panels[p, i, c] = scale a[h][rows][i, p n + c], n lanes; 0 past the last."
     width, n = panels.shape[2], rows.stop - rows.start
-    for p in range(panels.shape[0]):
-        few = min(width, a.shape[3] - p * width)
-        if few < width or n < width:
+    for p in range(-(-a.shape[3] // width)):
+        columns = min(width, a.shape[3] - p * width)
+        if columns < width or n < width:
             panels[p] = 0
         for i in range(n):
-            to, row = panels[p, i], _vector(a, h, rows.start + i)[p * width :]
-            for c in range(few):
-                to[c] = row[c] * scale
+            packed = panels[p, i]
+            row = _vector(a, h, rows.start + i)[p * width :]
+            for c in range(columns):
+                packed[c] = row[c] * scale
 
-
+# %% ../../nbs/kernels/tiled_attention.ipynb #56722dc5
 @compiled()
-def _transpose(turned, panel, rows, columns):
-    "turned[c, i] = panel[i, c], for that many rows and columns at least."
+def _transpose(transposed, panel, rows, columns):
+    "transposed[c, i] = panel[i, c], for at least these rows and columns."
     n = VECTOR_BYTES // panel.itemsize
     for i in range(0, rows, n):
         for c in range(0, columns, n):
-            transpose_square(turned, panel, i, c)
+            transpose_square(transposed, panel, i, c)
 
 
 @compiled()
-def _transpose_panels(turned, panels, columns):
-    "turned[p width + c, i] = panels[p, i, c], for that many columns in all."
+def _transpose_panels(transposed, panels, columns):
+    "transposed[p n + c, i] = panels[p, i, c], for these columns in all."
     width = panels.shape[2]
-    for p in range(panels.shape[0]):
-        _transpose(
-            turned[p * width :],
-            panels[p],
-            width,
-            min(width, columns - p * width),
-        )
+    for p in range(-(-columns // width)):
+        few = min(width, columns - p * width)
+        _transpose(transposed[p * width :], panels[p], width, few)
 
-
+# %% ../../nbs/kernels/tiled_attention.ipynb #03117e6b
 @compiled(fastmath=FUSED)
-def _unpack(a, h, rows, turned, panels, factors):
-    "Number c of vector i of `rows` = factors[i] turned[c, i]."
+def _unpack_rows(a, h, rows, transposed, panels, factors):
+    "a[h][rows][i, c] = factors[i] transposed[c, i]; `panels`: workspace."
     width, n = panels.shape[2], rows.stop - rows.start
-    for p in range(panels.shape[0]):
-        few = min(width, a.shape[3] - p * width)
-        _transpose(panels[p], turned[p * width :], few, n)
+    for p in range(-(-a.shape[3] // width)):
+        columns = min(width, a.shape[3] - p * width)
+        _transpose(panels[p], transposed[p * width :], columns, n)
         for i in range(n):
-            to, row, factor = (
-                _vector(a, h, rows.start + i)[p * width :],
-                panels[p, i],
-                factors[i],
-            )
-            for c in range(few):
-                to[c] = row[c] * factor
+            row, factor = panels[p, i], factors[i]
+            unpacked = _vector(a, h, rows.start + i)[p * width :]
+            for c in range(columns):
+                unpacked[c] = row[c] * factor
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #5180876f
 @compiled()
-def _reach(mask, keys):
-    "How many of the first keys there are before nothing but masked ones."
+def _head_mask(mask, h, heads):
+    "The mask (S, 1 or T) of head `h`, of so many heads in each example."
+    return mask[h // heads % mask.shape[0], h % heads % mask.shape[1]]
+
+
+@compiled()
+def _visible_keys(mask, keys, stop, is_causal):
+    "How many of the first keys the queries before `stop` may look at."
+    if is_causal:
+        keys = min(keys, stop)
     if mask.shape[0] > 0 and mask.shape[1] == 1:
         while keys > 0 and mask[keys - 1, 0] == -np.inf:
             keys -= 1
     return keys
 
-
+# %% ../../nbs/kernels/tiled_attention.ipynb #03847afb
 @compiled()
-def _lay_mask(s, mask, j, i, is_causal):
-    "What is added to the scores of keys j, j + 1, ... and queries i, i + 1, ..."
-    low, width = s.dtype.type(-np.inf), s.shape[1]
+def _set_mask(s, mask, j, i, is_causal):
+    "s[r, c] = what is added to the score of key j + r and query i + c."
     s[:] = 0
-    if mask.shape[0] > 0:
+    if mask.shape[0] > 0 and mask.shape[1] == 1:
         for r in range(s.shape[0]):
-            if mask.shape[1] == 1:
-                if mask[j + r, 0] != 0:
-                    s[r] = mask[j + r, 0]
-            else:
-                for c in range(width):
-                    s[r, c] = mask[j + r, i + c]
+            if mask[j + r, 0] != 0:
+                s[r] = mask[j + r, 0]
+    elif mask.shape[0] > 0:
+        for r in range(s.shape[0]):
+            for c in range(s.shape[1]):
+                s[r, c] = mask[j + r, i + c]
     if is_causal:
         for r in range(max(i + 1 - j, 0), s.shape[0]):
-            s[r, : j + r - i] = low
+            s[r, : j + r - i] = s.dtype.type(-np.inf)
+
+# %% ../../nbs/kernels/tiled_attention.ipynb #49eadc00
+@compiled()
+def _add_product(y, a, panels):
+    "y += a @ w, the columns of w in panels (p, k, n)."
+    for r in range(0, a.shape[0], TILE_ROWS):
+        for p in range(panels.shape[0]):
+            matrix_product(y, a, panels, r, p)
 
 
 @compiled()
-def _scores(s, keys, qt, mask, j, i, is_causal):
-    "s[r, c] = the score of key j + r and query i + c, whose vectors are the columns of qt."
-    _lay_mask(s, mask, j, i, is_causal)
-    for r in range(0, s.shape[0], TILE_ROWS):
-        matrix_product(
-            s, keys, qt.reshape((1, qt.shape[0], qt.shape[1])), r, 0
-        )
+def _as_panel(rows):
+    "Rows as wide as a panel as the only panel."
+    return rows.reshape((1, rows.shape[0], rows.shape[1]))
+
+
+@compiled()
+def _set_scores(s, keys, queries, mask, j, i, is_causal):
+    "s[r, c] = score of key j + r and query i + c, column c of `queries`."
+    _set_mask(s, mask, j, i, is_causal)
+    _add_product(s, keys, _as_panel(queries))
 
 
 @compiled(fastmath=FUSED)
 def _exps(numbers):
+    "exp(numbers) in place."
     whole_vectors()
     for i in range(numbers.size):
         numbers[i] = fast_exp(numbers[i])
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #161cee55
-_KEYS = 64  # in a block
+class _Tiled(NamedTuple):
+    "Attention by tiles: arguments and results, heads in memory as above."
+
+    query: np.ndarray  # (a, T, b, E)
+    key: np.ndarray  # (a, S, b, E)
+    value: np.ndarray  # (a, S, b, Ev)
+    mask: np.ndarray  # (1 or N, 1 or H, S or 0, 1 or T), added to the scores
+    output: np.ndarray  # (a, T, b, Ev)
+    lse: np.ndarray  # (N H, T), log-sum-exp of the scores of each query
+    heads: int  # H, of each example
+    is_causal: bool
+    scale: float  # of the scores
+
+
+class _Workspace(NamedTuple):
+    "A thread's scratch memory, forward; n: the lanes of a panel."
+
+    scores: np.ndarray  # (_KEYS, n), and the exponentials of the same block
+    panels: np.ndarray  # (p n, n): p panels of queries or outputs, by rows
+    queries: np.ndarray  # (E or more, n), transposed
+    output: np.ndarray  # (Ev or more, n), transposed
+    lanes: np.ndarray  # (4, n): of each query maximum, sum, shift and factor
+
+# %% ../../nbs/kernels/tiled_attention.ipynb #69773ac4
+# Keys in a block. Its scores are 8 KiB, with 32 queries in float32 or 16 in
+# float64: scores, keys and values fit the first-level cache together.
+_KEYS = 64
 
 
 @compiled(fastmath=FUSED)
-def _online(s, output, most, total, shift, factor):
-    "Scores to exponentials; what was summed before is measured from the new maximum."
+def _online_softmax(s, output, top, total, shift, factor):
+    "Scores to exponentials; earlier sums are rescaled to the new maximum."
     low, zero = s.dtype.type(-np.inf), s.dtype.type(0)
-    for i in range(most.size):
-        factor[i] = most[i]
-    lanes_max(most, s)
-    for i in range(most.size):
-        shift[i] = most[i] if most[i] > low else zero
+    for i in range(top.size):
+        factor[i] = top[i]
+    lanes_max(top, s)
+    for i in range(top.size):
+        shift[i] = top[i] if top[i] > low else zero  # -inf - -inf is NaN
         factor[i] -= shift[i]
     rows_minus(shift, s)
     _exps(s.reshape(-1))
@@ -169,78 +194,93 @@ def _online(s, output, most, total, shift, factor):
     rows_times(factor, total.reshape((1, -1)))
     lanes_sum(total, s)
 
-
+# %% ../../nbs/kernels/tiled_attention.ipynb #4474cc9d
 @compiled(fastmath=FUSED)
-def _finish(factor, lse, most, total):
-    "1 / the sum, and the log-sum-exp; 0 and infinity where nothing was looked at."
-    zero, one, infinity = (
-        most.dtype.type(0),
-        most.dtype.type(1),
-        most.dtype.type(np.inf),
-    )
+def _finish(factor, lse, top, total):
+    "1 / sum and log-sum-exp; 0 and infinity where no key was visible."
+    zero, one = top.dtype.type(0), top.dtype.type(1)
+    infinity = top.dtype.type(np.inf)
     for i in range(lse.size):
-        seen = total[i] != zero  # NaN is kept
-        factor[i] = one / total[i] if seen else zero
-        lse[i] = most[i] + fast_log(total[i]) if seen else infinity
+        visible = total[i] != zero  # NaN is kept
+        factor[i] = one / total[i] if visible else zero
+        lse[i] = top[i] + fast_log(total[i]) if visible else infinity
+
+# %% ../../nbs/kernels/tiled_attention.ipynb #21c4ae3f
+@compiled()
+def _attend_block(call, work, h, rows):
+    "Outputs and log-sum-exps of the queries `rows` of head `h`."
+    scores, output, lanes = work.scores, work.output, work.lanes
+    key, value = _head(call.key, h), _head(call.value, h)
+    mask = _head_mask(call.mask, h, call.heads)
+    e, width = key.shape[1], scores.shape[1]
+    panels = work.panels.reshape((-1, width, width))
+    _pack_rows(panels, call.query, h, rows, scores.dtype.type(call.scale))
+    _transpose_panels(work.queries, panels, e)
+    top, total, shift, factor = lanes[0], lanes[1], lanes[2], lanes[3]
+    output[:], total[:], top[:] = 0, 0, -np.inf
+    keys = _visible_keys(mask, key.shape[0], rows.stop, call.is_causal)
+    for j in range(0, keys, _KEYS):
+        part = slice(j, min(j + _KEYS, keys))
+        s = scores[: part.stop - j]
+        queries = work.queries[:e]
+        _set_scores(s, key[part], queries, mask, j, rows.start, call.is_causal)
+        _online_softmax(s, output, top, total, shift, factor)
+        _add_product(output, value[part].T, _as_panel(scores))
+    _finish(factor, call.lse[h, rows], top, total)
+    _unpack_rows(call.output, h, rows, output, panels, factor)
 
 
 @compiled()
-def _attend(
-    out, lse, query, key, value, mask, heads, is_causal, scale, blocks, rooms
-):
-    "The answers of blocks from, to, and the log-sum-exp of each query; rooms: scratch."
-    s, panels, qt, output, lanes = rooms
-    width, queries, e, ev = (
-        s.shape[1],
-        query.shape[1],
-        query.shape[3],
-        value.shape[3],
-    )
-    panels = panels.reshape((-1, width, width))
-    most, total, shift, factor = lanes[0], lanes[1], lanes[2], lanes[3]
-    for block in range(blocks[0], blocks[1]):
+def _attend(call, work, start, stop):
+    "Outputs and log-sum-exps of blocks start, ..., stop - 1 of queries."
+    width, queries = work.scores.shape[1], call.query.shape[1]
+    for block in range(start, stop):
         h, i = divmod(block, -(-queries // width))
-        k, v, rows = (
-            _head(key, h),
-            _head(value, h),
-            slice(i * width, min((i + 1) * width, queries)),
-        )
-        m = mask[h // heads % mask.shape[0], h % heads % mask.shape[1]]
-        keys = _reach(
-            m, min(rows.stop, k.shape[0]) if is_causal else k.shape[0]
-        )
-        _pack(panels[: -(-e // width)], query, h, rows, scale)
-        _transpose_panels(qt, panels[: -(-e // width)], e)
-        output[:], total[:], most[:] = 0, 0, -np.inf
-        for j in range(0, keys, _KEYS):
-            part = slice(j, min(j + _KEYS, keys))
-            z = s[: part.stop - j]
-            _scores(z, k[part], qt[:e], m, j, rows.start, is_causal)
-            _online(z, output, most, total, shift, factor)
-            for c in range(0, ev, TILE_ROWS):
-                matrix_product(
-                    output, v[part].T, s.reshape((1, _KEYS, width)), c, 0
-                )
-        _finish(factor, lse[h, rows], most, total)
-        _unpack(out, h, rows, output, panels[: -(-ev // width)], factor)
+        rows = slice(i * width, min((i + 1) * width, queries))
+        _attend_block(call, work, h, rows)
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #6b11dc3c
+class _Gradients(NamedTuple):
+    "With respect to the output (given), and to the arguments (results)."
+
+    output: np.ndarray  # (a, T, b, Ev)
+    query: np.ndarray  # (a, T, b, E)
+    key: np.ndarray  # (parts, a, S, b, E)
+    value: np.ndarray  # (parts, a, S, b, Ev)
+
+
+class _BackwardWorkspace(NamedTuple):
+    "A thread's scratch memory, backward; n: the lanes of a panel."
+
+    weights: np.ndarray  # (_KEYS, n), of a block of keys
+    grad_scores: np.ndarray  # (_KEYS, n)
+    query_panels: np.ndarray  # (p n, n): p panels of queries, by rows
+    output_panels: np.ndarray  # the same of the gradient of the output
+    queries: np.ndarray  # (E or more, n), transposed
+    grad_output: np.ndarray  # (Ev or more, n), transposed
+    grad_queries: np.ndarray  # (E or more, n), transposed
+    grad_keys: np.ndarray  # (S, E or more), of a head, n numbers a row
+    grad_values: np.ndarray  # (S, Ev or more), of a head, n numbers a row
+    lanes: np.ndarray  # (3, n): of each query log-sum-exp, D and scale
+
+# %% ../../nbs/kernels/tiled_attention.ipynb #52f46741
 @compiled()
-def _copy(a, h, rows):
-    "The vectors of head `h` of `a`: what `rows` begin with."
+def _copy_rows(a, h, rows):
+    "The vectors of head `h` of `a` = the first numbers of each of `rows`."
     for j in range(a.shape[1]):
-        to, row = _vector(a, h, j), rows[j]
-        for c in range(to.size):
-            to[c] = row[c]
+        vector, row = _vector(a, h, j), rows[j]
+        for c in range(vector.size):
+            vector[c] = row[c]
 
 
 @compiled()
-def _lane_numbers(lse, d, h, rows, saved, grad, out):
-    "Log-sum-exp and D of the queries `rows`, infinity and 0 past the last one."
+def _set_lanes(lse, d, call, grad, h, rows):
+    "Log-sum-exp and D of the queries `rows`; infinity and 0 past the last."
     lse[:], d[:] = np.inf, 0
     for i in range(rows.start, rows.stop):
-        lse[i - rows.start] = saved[h, i]
-        d[i - rows.start] = row_dot(_vector(grad, h, i), _vector(out, h, i))
+        lse[i - rows.start] = call.lse[h, i]
+        output = _vector(call.output, h, i)
+        d[i - rows.start] = row_dot(_vector(grad, h, i), output)
 
 
 @compiled(fastmath=FUSED)
@@ -251,129 +291,127 @@ def _scores_grad(dz, p, d):
     for i in range(flat.size):
         flat[i] *= weights[i]
 
+# %% ../../nbs/kernels/tiled_attention.ipynb #3e6d17d9
+@compiled()
+def _load_block(call, grads, work, h, rows):
+    "Queries and gradients of the output, in panels and transposed; lanes."
+    width, dtype = work.weights.shape[1], work.weights.dtype
+    panels = work.query_panels.reshape((-1, width, width))
+    _pack_rows(panels, call.query, h, rows, dtype.type(call.scale))
+    _transpose_panels(work.queries, panels, call.query.shape[3])
+    panels = work.output_panels.reshape((-1, width, width))
+    _pack_rows(panels, grads.output, h, rows, dtype.type(1))
+    _transpose_panels(work.grad_output, panels, call.value.shape[3])
+    _set_lanes(work.lanes[0], work.lanes[1], call, grads.output, h, rows)
+    work.lanes[2] = dtype.type(call.scale)
+
 
 @compiled()
-def _add_key_grads(dk, dv, p, dz, queries, grads):
-    "Adds dz times the queries and p times the gradients, both in panels."
-    for j in range(0, p.shape[0], TILE_ROWS):
-        for c in range(grads.shape[0]):
-            matrix_product(dv, p, grads, j, c)
-        for c in range(queries.shape[0]):
-            matrix_product(dk, dz, queries, j, c)
+def _add_key_grads(work, part, n):
+    "Adds to dk and dv of the keys `part` what comes from the first n lanes."
+    width, rows = work.weights.shape[1], part.stop - part.start
+    dk = work.grad_keys.reshape((-1, work.queries.shape[0]))[part]
+    dv = work.grad_values.reshape((-1, work.grad_output.shape[0]))[part]
+    query_panels = work.query_panels.reshape((-1, width, width))
+    output_panels = work.output_panels.reshape((-1, width, width))
+    _add_product(dv, work.weights[:rows, :n], output_panels)
+    _add_product(dk, work.grad_scores[:rows, :n], query_panels)
 
-
+# %% ../../nbs/kernels/tiled_attention.ipynb #f27b0e26
 @compiled()
-def _attend_backward(
-    dq, dk, dv, grad, cache, mask, heads, is_causal, scale, items, rooms
-):
-    "Gradients of items from, to: shares of the queries of a head, each with its own dk, dv."
-    out, lse, query, key, value = cache
-    s, dz, qs, gs, qt, gt, dqt, dks, dvs, lanes = rooms
-    width, queries, e, ev = (
-        s.shape[1],
-        query.shape[1],
-        query.shape[3],
-        value.shape[3],
-    )
-    qs, gs = qs.reshape((-1, width, width)), gs.reshape((-1, width, width))
-    dks, dvs = dks.reshape((-1, qt.shape[0])), dvs.reshape((-1, gt.shape[0]))
-    one = s.dtype.type(1)
-    for item in range(items[0], items[1]):
-        h, share = divmod(item, dk.shape[0])
-        k, v, n = _head(key, h), _head(value, h), -(-queries // width)
-        m = mask[h // heads % mask.shape[0], h % heads % mask.shape[1]]
-        dks[:], dvs[:] = 0, 0
-        for i in range(
-            share * n // dk.shape[0], (share + 1) * n // dk.shape[0]
-        ):
+def _block_backward(call, grads, work, h, rows):
+    "dq of the queries `rows` of head `h`; what they add to dk and dv."
+    _load_block(call, grads, work, h, rows)
+    key, value = _head(call.key, h), _head(call.value, h)
+    mask = _head_mask(call.mask, h, call.heads)
+    lse, d, scale = work.lanes[0], work.lanes[1], work.lanes[2]
+    queries = work.queries[: key.shape[1]]
+    grad_output = _as_panel(work.grad_output[: value.shape[1]])
+    work.grad_queries[:] = 0
+    keys = _visible_keys(mask, key.shape[0], rows.stop, call.is_causal)
+    for j in range(0, keys, _KEYS):
+        part = slice(j, min(j + _KEYS, keys))
+        p = work.weights[: part.stop - j]
+        dz = work.grad_scores[: part.stop - j]
+        _set_scores(p, key[part], queries, mask, j, rows.start, call.is_causal)
+        rows_minus(lse, p)
+        _exps(p.reshape(-1))
+        dz[:] = 0
+        _add_product(dz, value[part], grad_output)
+        _scores_grad(dz, p, d)
+        _add_key_grads(work, part, rows.stop - rows.start)
+        dz_panel = _as_panel(work.grad_scores)
+        _add_product(work.grad_queries, key[part].T, dz_panel)
+    width = work.weights.shape[1]
+    panels = work.query_panels.reshape((-1, width, width))
+    _unpack_rows(grads.query, h, rows, work.grad_queries, panels, scale)
+
+# %% ../../nbs/kernels/tiled_attention.ipynb #8efb879f
+@compiled()
+def _attend_backward(call, grads, work, start, stop):
+    "Gradients from items start, ..., stop - 1: parts of a head's queries."
+    width, queries = work.weights.shape[1], call.query.shape[1]
+    parts, blocks = grads.key.shape[0], -(-queries // width)
+    dk = work.grad_keys.reshape((-1, work.queries.shape[0]))
+    dv = work.grad_values.reshape((-1, work.grad_output.shape[0]))
+    for item in range(start, stop):
+        h, part = divmod(item, parts)
+        dk[:], dv[:] = 0, 0
+        for i in range(part * blocks // parts, (part + 1) * blocks // parts):
             rows = slice(i * width, min((i + 1) * width, queries))
-            keys = _reach(
-                m, min(rows.stop, k.shape[0]) if is_causal else k.shape[0]
-            )
-            _pack(qs, query, h, rows, scale)
-            _transpose_panels(qt, qs, e)
-            _pack(gs, grad, h, rows, one)
-            _transpose_panels(gt, gs, ev)
-            _lane_numbers(lanes[0], lanes[1], h, rows, lse, grad, out)
-            dqt[:] = 0
-            for j in range(0, keys, _KEYS):
-                part = slice(j, min(j + _KEYS, keys))
-                p, dp = s[: part.stop - j], dz[: part.stop - j]
-                _scores(p, k[part], qt[:e], m, j, rows.start, is_causal)
-                rows_minus(lanes[0], p)
-                _exps(p.reshape(-1))
-                dp[:] = 0
-                for r in range(0, dp.shape[0], TILE_ROWS):
-                    matrix_product(
-                        dp, v[part], gt[:ev].reshape((1, ev, width)), r, 0
-                    )
-                _scores_grad(dp, p, lanes[1])
-                few = rows.stop - rows.start
-                _add_key_grads(
-                    dks[part], dvs[part], p[:, :few], dp[:, :few], qs, gs
-                )
-                for c in range(0, e, TILE_ROWS):
-                    matrix_product(
-                        dqt, k[part].T, dz.reshape((1, _KEYS, width)), c, 0
-                    )
-            lanes[0] = scale
-            _unpack(dq, h, rows, dqt, qs, lanes[0])
-        _copy(dk[share], h, dks)
-        _copy(dv[share], h, dvs)
+            _block_backward(call, grads, work, h, rows)
+        _copy_rows(grads.key[part], h, dk)
+        _copy_rows(grads.value[part], h, dv)
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #5c6391f2
 @compiled(fastmath=FUSED)
-def _exps_of(numbers):
-    whole_vectors()
-    for i in range(numbers.size):
-        numbers[i] = fast_exp(numbers[i])
-
-
-@compiled(fastmath=FUSED)
-def _mask_rows(rows, mask, is_causal, scale):
-    "Scores of a head: times `scale`, `mask` added, -infinity where it is that, or later."
+def _scale_and_mask(rows, mask, is_causal, scale):
+    "Scores (T, S) of a head, times `scale`, with the masks added."
     low, numbers = rows.dtype.type(-np.inf), rows.reshape(-1)
     for s in range(numbers.size):
         numbers[s] *= scale
     for t in range(rows.shape[0] if mask.shape[1] > 0 else 0):
-        row, more = rows[t], mask[t if mask.shape[0] > 1 else 0]
+        row, added = rows[t], mask[t if mask.shape[0] > 1 else 0]
         for s in range(row.size):
-            row[s] = row[s] + more[s] if more[s] > low else low
+            row[s] = row[s] + added[s] if added[s] > low else low
     for t in range(rows.shape[0] if is_causal else 0):
         rows[t, t + 1 :] = low
 
 
 @compiled(fastmath=FUSED)
+def _softmax_rows(rows):
+    "Scores (T, S) to weights, 0 where a query may look at no key."
+    zero, one = rows.dtype.type(0), rows.dtype.type(1)
+    for t in range(rows.shape[0]):
+        row = rows[t]
+        top = row_max(row)
+        shift = top if top > -np.inf else zero  # -inf - -inf would be NaN
+        for s in range(row.size):
+            row[s] -= shift
+    _exps(rows.reshape(-1))
+    for t in range(rows.shape[0]):
+        row = rows[t]
+        total = row_sum(row)
+        factor = one / total if total != zero else zero
+        for s in range(row.size):
+            row[s] *= factor
+
+# %% ../../nbs/kernels/tiled_attention.ipynb #5b0ec255
+@compiled()
 def _softmax_table(z, mask, is_causal, scale):
-    "Scores (N, H, T, S) become weights, 0 where a query may look at nothing."
-    low, zero, one = z.dtype.type(-np.inf), z.dtype.type(0), z.dtype.type(1)
+    "Products (N, H, T, S) of queries and keys to weights."
+    scale = z.dtype.type(scale)
     for i in range(z.shape[0]):
         for h in range(z.shape[1]):
-            rows = z[i, h]
-            _mask_rows(
-                rows,
-                mask[i % mask.shape[0], h % mask.shape[1]],
-                is_causal,
-                scale,
-            )
-            for t in range(rows.shape[0]):
-                row = rows[t]
-                top = row_max(row)
-                shift = top if top > low else zero  # -inf - -inf would be NaN
-                for s in range(row.size):
-                    row[s] -= shift
-            _exps_of(rows.reshape(-1))
-            for t in range(rows.shape[0]):
-                row = rows[t]
-                total = row_sum(row)
-                share = one / total if total != zero else zero
-                for s in range(row.size):
-                    row[s] *= share
+            added = mask[i % mask.shape[0], h % mask.shape[1]]
+            _scale_and_mask(z[i, h], added, is_causal, scale)
+            _softmax_rows(z[i, h])
 
 
 @compiled(fastmath=FUSED)
 def _softmax_table_grad(p, d, scale):
-    "The gradient `d` by the weights `p` becomes that by the products of queries and keys."
+    "Gradient of the weights p (N, H, T, S) to that of the products, in `d`."
+    scale = p.dtype.type(scale)
     for i in range(p.shape[0]):
         for h in range(p.shape[1]):
             for t in range(p.shape[2]):
@@ -384,50 +422,99 @@ def _softmax_table_grad(p, d, scale):
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #e04ddf45
 class _Table(NamedTuple):
-    "What backward needs where the weights are kept; arrays (N, H, T or S, features)."
+    "Attention by a table of weights: arguments, results, and the cache."
 
+    query: np.ndarray  # (N, H, T, E)
+    key: np.ndarray  # (N, H, S, E)
+    value: np.ndarray  # (N, H, S, Ev)
+    mask: np.ndarray  # (1 or N, 1 or H, 1 or T, S or 0), added to the scores
+    is_causal: bool
+    scale: float  # of the scores
+    weights: np.ndarray  # (N, H, T, S)
+    dropped: np.ndarray  # the weights after dropout, or `weights` itself
+    factors: np.ndarray | None  # by which dropout multiplied them
+    output: np.ndarray  # (N, H, T, Ev)
+    shape: tuple[int, ...]  # of the output and its gradient, for the caller
+
+
+class _TableGradients(NamedTuple):
+    "With respect to what `_Table` calls so."
+
+    output: np.ndarray
+    scores: np.ndarray  # (N, H, T, S)
     query: np.ndarray
     key: np.ndarray
     value: np.ndarray
-    scale: Any
-    weights: np.ndarray  # (N, H, T, S)
-    used: np.ndarray  # what is left of them after dropout
-    factors: np.ndarray | None  # by what dropout multiplies them
-    like: tuple  # the arrays as they were given
 
-
-def _weigh(
-    p: np.ndarray,
-    query: np.ndarray,
-    key: np.ndarray,
-    mask: np.ndarray,
-    is_causal: bool,
-    scale: Any,
-    i: int,
-    j: int,
-) -> None:
-    "Sets p[i:j] to the weights of keys for queries, with a mask of `mask_with_four_axes`."
-    np.matmul(query[i:j], key[i:j].swapaxes(-1, -2), out=p[i:j])
-    _softmax_table(
-        p[i:j], mask[i:j] if len(mask) > 1 else mask, is_causal, scale
-    )
-
-
-def attention_weights(
-    query: np.ndarray, key: np.ndarray, *options: Any
-) -> np.ndarray:
-    "Weights (N, H, T, S); `options`: as `_weigh` takes them."
-    p = np.empty((*query.shape[:3], key.shape[2]), query.dtype)
-    parallel_for(partial(_weigh, p, query, key, *options), len(p), p.size * 8)
-    return p
-
-
-def _beside(a: np.ndarray, features: int) -> np.ndarray:
-    "Room for vectors of so many features, which lie as those of `a` do."
+# %% ../../nbs/kernels/tiled_attention.ipynb #75ad4954
+def _empty_like_heads(a: np.ndarray, features: int) -> np.ndarray:
+    "An empty (N, H, T, features) that lies in memory as `a` does."
     n, heads, steps = a.shape[:3]
     if a.flags.c_contiguous:
         return np.empty((n, heads, steps, features), a.dtype)
     return np.empty((n, steps, heads, features), a.dtype).transpose(0, 2, 1, 3)
+
+
+def _examples(table: Any, i: int, j: int) -> Any:
+    "Examples i, ..., j - 1 of arrays; an array of one example is for all."
+    parts = []
+    for a in table:
+        several = isinstance(a, np.ndarray) and len(a) > 1
+        parts.append(a[i:j] if several else a)
+    return table._make(parts)
+
+# %% ../../nbs/kernels/tiled_attention.ipynb #6d6a344e
+# Operations on a number, as `parallel_for` counts them: for a score by
+# products and softmax, and by their gradients.
+_SCORE_COST = 8
+_SCORE_GRAD_COST = 16
+# Operations, fewer of which are never divided: they need no slices.
+_ONE_PIECE = 150_000
+
+
+def _over_examples(work: Callable, cost: int, *tables: Any) -> None:
+    "work(*tables), the examples distributed over threads if that pays."
+    weights = tables[0].weights
+    if cost * weights.size < _ONE_PIECE:
+        work(*tables)
+        return
+
+    def part(i: int, j: int) -> None:
+        work(*(_examples(table, i, j) for table in tables))
+
+    parallel_for(part, len(weights), cost * weights.size)
+
+# %% ../../nbs/kernels/tiled_attention.ipynb #f892c75e
+def _set_weights(table: _Table) -> None:
+    "The weights of all keys for all queries."
+    keys = table.key.swapaxes(2, 3)
+    np.matmul(table.query, keys, out=table.weights)
+    _softmax_table(table.weights, table.mask, table.is_causal, table.scale)
+
+
+def _set_output(table: _Table) -> None:
+    "The means of the values by the weights."
+    np.matmul(table.dropped, table.value, out=table.output)
+
+
+def _set_both(table: _Table) -> None:
+    "Weights and output."
+    _set_weights(table)
+    _set_output(table)
+
+
+def attention_weights(
+    query: np.ndarray,
+    key: np.ndarray,
+    mask: np.ndarray,
+    is_causal: bool,
+    scale: float,
+) -> np.ndarray:
+    "Weights (N, H, T, S); the arguments are those of `attend_heads`."
+    p = np.empty((*query.shape[:3], key.shape[2]), query.dtype)
+    table = _Table(query, key, key, mask, is_causal, scale, p, p, None, p, ())
+    _over_examples(_set_weights, _SCORE_COST, table)
+    return p
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #e42093cc
 def table_attention(
@@ -436,69 +523,65 @@ def table_attention(
     value: np.ndarray,
     mask: np.ndarray,
     is_causal: bool,
-    scale: Any,
+    scale: float,
     dropout: Callable | None = None,
-    like: tuple = (),
 ) -> tuple[np.ndarray, _Table]:
-    "As `attention_forward`, of arrays of four axes; `dropout` gives weights and their factors."
-    p, factors = np.empty((*query.shape[:3], key.shape[2]), query.dtype), None
-    options, y = (
-        (query, key, mask, is_causal, scale),
-        _beside(query, value.shape[3]),
+    "`attend_heads` by a table of all weights."
+    n, heads, steps = query.shape[:3]
+    p = np.empty((n, heads, steps, key.shape[2]), query.dtype)
+    y = _empty_like_heads(query, value.shape[3])
+    table = _Table(
+        query, key, value, mask, is_causal, scale, p, p, None, y, y.shape
     )
+    if dropout is None:
+        _over_examples(_set_both, _SCORE_COST, table)
+    else:  # what is dropped must not depend on the threads
+        _over_examples(_set_weights, _SCORE_COST, table)
+        dropped, factors = dropout(p)
+        table = table._replace(dropped=dropped, factors=factors)
+        _over_examples(_set_output, _SCORE_COST, table)
+    return y, table
 
-    def work(i, j):
-        if dropout is None:
-            _weigh(p, *options, i, j)
-        np.matmul(used[i:j], value[i:j], out=y[i:j])
-
-    used = p
-    if dropout is not None:  # what is dropped must not depend on the threads
-        parallel_for(partial(_weigh, p, *options), len(p), p.size * 8)
-        used, factors = dropout(p)
-    parallel_for(work, len(p), p.size * 8)
-    return y, _Table(
-        query, key, value, scale, p, used, factors, like or (query, key, value)
-    )
+# %% ../../nbs/kernels/tiled_attention.ipynb #9c518d33
+def _set_table_gradients(table: _Table, grads: _TableGradients) -> None:
+    "The gradients from `grads.output`."
+    d = grads.scores
+    np.matmul(grads.output, table.value.swapaxes(2, 3), out=d)
+    if table.factors is not None:
+        d *= table.factors
+    _softmax_table_grad(table.weights, d, table.scale)
+    np.matmul(d, table.key, out=grads.query)
+    np.matmul(d.swapaxes(2, 3), table.query, out=grads.key)
+    np.matmul(table.dropped.swapaxes(2, 3), grads.output, out=grads.value)
 
 
-def _table_backward(grad: np.ndarray, cache: _Table) -> tuple[np.ndarray, ...]:
-    "Gradients by query, key and value."
-    q, k, v, scale, p, used, factors, like = cache
-    dz, grad = (
-        np.empty(p.shape, p.dtype),
-        grad.reshape(*q.shape[:3], v.shape[3]),
-    )
-    dq, dk, dv = (_beside(a, a.shape[3]) for a in (q, k, v))
-
-    def work(i, j):
-        d = dz[i:j]
-        np.matmul(grad[i:j], v[i:j].swapaxes(-1, -2), out=d)
-        if factors is not None:
-            d *= factors[i:j]
-        _softmax_table_grad(p[i:j], d, scale)
-        np.matmul(d, k[i:j], out=dq[i:j])
-        np.matmul(d.swapaxes(-1, -2), q[i:j], out=dk[i:j])
-        np.matmul(used[i:j].swapaxes(-1, -2), grad[i:j], out=dv[i:j])
-
-    parallel_for(work, len(p), p.size * 16)
-    dq, dk, dv = (a.reshape(x.shape) for a, x in zip((dq, dk, dv), like))
+def _table_backward(grad: np.ndarray, table: _Table) -> tuple:
+    "Gradients with respect to query, key and value."
+    dq = _empty_like_heads(table.query, table.query.shape[3])
+    dk = _empty_like_heads(table.key, table.key.shape[3])
+    dv = _empty_like_heads(table.value, table.value.shape[3])
+    scores = np.empty(table.weights.shape, grad.dtype)
+    grads = _TableGradients(grad, scores, dq, dk, dv)
+    _over_examples(_set_table_gradients, _SCORE_GRAD_COST, table, grads)
     return dq, dk, dv
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #cb3837ea
+_NO_MASK = {dtype: np.empty((1, 1, 1, 0), dtype) for dtype in FLOATS}
+
+
 def mask_with_four_axes(
     mask: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype
 ) -> np.ndarray:
-    "A mask for scores (..., L, S) as numbers to add (1 or N, 1 or H, 1 or L, S); S is 0 for None."
+    "A mask of scores (..., T, S), to add: (1 or N, 1 or H, 1 or T, S or 0)."
     if mask is None:
-        return np.empty((1, 1, 1, 0), dtype)
+        return _NO_MASK[dtype]
     mask = mask.reshape((1,) * (len(shape) - mask.ndim) + mask.shape)
+    rows = mask.shape[-2:]
     if len(shape) < 4:
-        mask = mask.reshape(
-            mask.shape[:-2] + (1,) * (4 - len(shape)) + mask.shape[-2:]
-        )
+        ones = (1,) * (4 - len(shape))
+        mask = mask.reshape(mask.shape[:-2] + ones + rows)
     elif len(shape) > 4:
-        mask = np.broadcast_to(mask, shape[:-2] + mask.shape[-2:])
+        mask = np.broadcast_to(mask, shape[:-2] + rows)
         mask = mask.reshape(-1, *mask.shape[-3:])
     if mask.dtype == bool:
         mask = np.where(mask, dtype.type(0), dtype.type(-np.inf))
@@ -506,69 +589,82 @@ def mask_with_four_axes(
         mask = np.broadcast_to(mask, (*mask.shape[:3], shape[-1]))
     return np.ascontiguousarray(mask, dtype)
 
+# %% ../../nbs/kernels/tiled_attention.ipynb #668bb946
+def _lanes(dtype: np.dtype) -> int:
+    "Numbers in a row of a panel, the queries of a block."
+    return PANEL * VECTOR_BYTES // dtype.itemsize
 
-def _added(mask: np.ndarray) -> np.ndarray:
-    "A mask of four axes as tiles read it (1 or N, 1 or H, S, 1 or L), L in whole panels."
+
+def _whole_panels(n: int, dtype: np.dtype) -> int:
+    "`n`, rounded up to whole panels."
+    return n + -n % _lanes(dtype)
+
+
+def _mask_for_tiles(mask: np.ndarray) -> np.ndarray:
+    "The mask transposed: (1 or N, 1 or H, S or 0, 1 or T in whole panels)."
     n, heads, rows, keys = mask.shape
-    if not keys:
-        return np.empty((1, 1, 0, 1), mask.dtype)
-    width = 1 if rows == 1 else _wide(rows, mask.dtype)
+    width = 1 if rows == 1 else _whole_panels(rows, mask.dtype)
     added = np.zeros((n, heads, keys, width), mask.dtype)
     added[..., :rows] = mask.swapaxes(-1, -2)
     return added
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #6efb9c91
 def attention_memory(x: np.ndarray) -> np.ndarray:
-    "(..., T, E) as contiguous (a, T, b, E), where its vectors lie if that can be."
-    if x.ndim == 4 and not x.flags.c_contiguous:
+    "(N, H, T, E) as contiguous (a, T, b, E), not copied if it can be a view."
+    n, heads, steps, features = x.shape
+    if not x.flags.c_contiguous:
         return np.ascontiguousarray(x.transpose(0, 2, 1, 3))
-    return np.ascontiguousarray(x).reshape(
-        prod(x.shape[:-2]), x.shape[-2], 1, x.shape[-1]
-    )
+    return x.reshape(n * heads, steps, 1, features)
 
 
-def _heads(a: np.ndarray, like: np.ndarray) -> np.ndarray:
-    "(a, T, b, E) as (..., T, E), with the heads of `like`."
+def _from_memory(a: np.ndarray, n: int, heads: int) -> np.ndarray:
+    "(a, T, b, E) as (n, heads, T, E)."
     if a.shape[2] > 1:
         return a.transpose(0, 2, 1, 3)
-    return a.reshape(*like.shape[:-1], a.shape[3])
+    return a.reshape(n, heads, a.shape[1], a.shape[3])
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #d8be2c8f
-def _rooms(dtype: np.dtype, *rows: int) -> tuple[np.ndarray, ...]:
-    "Scratch arrays of that many rows, as wide as a panel."
-    width = PANEL * VECTOR_BYTES // dtype.itemsize
-    return tuple(
-        room.reshape(-1, width)
-        for room in scratch_arrays(dtype, *[n * width for n in rows])
-    )
-
-
-def _wide(n: int, dtype: np.dtype) -> int:
-    "`n` up to whole panels."
-    return n + -n % (PANEL * VECTOR_BYTES // dtype.itemsize)
+def _workspace(kind: Any, dtype: np.dtype, *rows: int) -> Any:
+    "A workspace of that kind, its arrays of these rows, as wide as a panel."
+    width = _lanes(dtype)
+    arrays = scratch_arrays(dtype, *(n * width for n in rows))
+    return kind._make(a.reshape(-1, width) for a in arrays)
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #1a0d7cb4
-def _fits_together(
+def _check_vectors(a: np.ndarray, name: str, query: np.ndarray) -> None:
+    "TypeError or ValueError unless dtype and first axes are those of `query`."
+    if a.dtype != query.dtype or a.dtype not in FLOATS:
+        raise TypeError(
+            f"{name}: expected float32 or float64 as query has, got {a.dtype}"
+        )
+    lead = query.shape[:-2]
+    if a.ndim != query.ndim or a.ndim < 2 or a.shape[:-2] != lead:
+        raise ValueError(
+            f"{name}: expected (..., T, E), the first axes those of query "
+            f"{query.shape}, got {a.shape}"
+        )
+
+
+def _check_mask_shape(mask: np.ndarray, shape: tuple[int, ...]) -> None:
+    "ValueError unless `mask` broadcasts to `shape`."
+    pairs = zip(mask.shape[::-1], shape[::-1])
+    if mask.ndim > len(shape) or any(n not in (1, m) for n, m in pairs):
+        raise ValueError(
+            f"attn_mask: expected a shape that broadcasts to {shape}, "
+            f"got {mask.shape}"
+        )
+
+# %% ../../nbs/kernels/tiled_attention.ipynb #7a81239c
+def _check_together(
     query: np.ndarray,
     key: np.ndarray,
     value: np.ndarray,
     mask: np.ndarray | None,
 ) -> tuple[int, ...]:
-    "The shape (..., L, S) of the scores, or ValueError or TypeError."
-    for name, a in (("query", query), ("key", key), ("value", value)):
-        if a.dtype != query.dtype or a.dtype not in FLOATS:
-            raise TypeError(
-                f"{name}: expected float32 or float64 as query has, got {a.dtype}"
-            )
-        if (
-            a.ndim != query.ndim
-            or a.ndim < 2
-            or a.shape[:-2] != query.shape[:-2]
-        ):
-            raise ValueError(
-                f"{name}: expected (..., T, E), the first axes those of query "
-                f"{query.shape}, got {a.shape}"
-            )
+    "The shape (..., T, S) of the scores; TypeError or ValueError."
+    _check_vectors(query, "query", query)
+    _check_vectors(key, "key", query)
+    _check_vectors(value, "value", query)
     if not query.shape[-1]:
         raise ValueError(
             f"query: expected one or more features, got shape {query.shape}"
@@ -580,61 +676,96 @@ def _fits_together(
         )
     if value.shape[-2] != key.shape[-2]:
         raise ValueError(
-            f"value: expected a row for each key {key.shape}, got {value.shape}"
+            f"value: expected a row for each key {key.shape}, "
+            f"got {value.shape}"
         )
     shape = (*query.shape[:-1], key.shape[-2])
-    if mask is not None and (
-        mask.ndim > len(shape)
-        or any(n not in (1, m) for n, m in zip(mask.shape[::-1], shape[::-1]))
-    ):
-        raise ValueError(
-            f"attn_mask: expected a shape that broadcasts to {shape}, "
-            f"got {mask.shape}"
-        )
+    if mask is not None:
+        _check_mask_shape(mask, shape)
     return shape
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #4ebe4bf2
-def _by_tiles(
-    like: tuple, mask: np.ndarray, shape: tuple[int, ...], settings: tuple
-) -> tuple[np.ndarray, Any]:
-    "As `attention_forward`, of arguments that were looked at."
-    query, dtype = like[0], mask.dtype
-    q, k, v = (attention_memory(a) for a in like)
-    out, e, ev = (
-        np.empty((*q.shape[:3], v.shape[3]), dtype),
-        q.shape[3],
-        v.shape[3],
-    )
-    lse = np.empty((q.shape[0] * q.shape[2], q.shape[1]), dtype)
-    if out.size and k.size:
-        wide, width = _wide(e, dtype), _wide(1, dtype)
-        rows = _KEYS, max(wide, _wide(ev, dtype)), wide, _wide(ev, dtype), 4
+# Operations, as `parallel_for` counts them: for a block of queries without
+# keys; and multiplications in tiles that take as long as one of them.
+_BLOCK_COST, _PRODUCTS = 2000, 40
 
-        def work(start, stop):
-            _attend(
-                out,
-                lse,
-                q,
-                k,
-                v,
-                mask,
-                *settings,
-                (start, stop),
-                _rooms(dtype, *rows),
-            )
 
-        blocks = len(lse) * -(-shape[-2] // width)
-        parallel_for(
-            work, blocks, blocks * (2000 + width * shape[-1] * (e + ev) // 40)
-        )
+class _TilesCache(NamedTuple):
+    "What backward needs."
+
+    call: _Tiled
+    output: np.ndarray  # (N, H, T, Ev)
+    shape: tuple[int, ...]  # of the output and its gradient, for the caller
+
+
+def _run_tiles(call: _Tiled) -> None:
+    "Sets output and log-sum-exp, blocks of queries distributed over threads."
+    dtype, e, ev = call.query.dtype, call.query.shape[3], call.value.shape[3]
+    e_rows, ev_rows = _whole_panels(e, dtype), _whole_panels(ev, dtype)
+    rows = _KEYS, max(e_rows, ev_rows), e_rows, ev_rows, 4
+
+    def work(start: int, stop: int) -> None:
+        _attend(call, _workspace(_Workspace, dtype, *rows), start, stop)
+
+    heads, queries = call.lse.shape
+    blocks = heads * -(-queries // _lanes(dtype))
+    products = _lanes(dtype) * call.key.shape[1] * (e + ev)
+    parallel_for(work, blocks, blocks * (_BLOCK_COST + products // _PRODUCTS))
+
+# %% ../../nbs/kernels/tiled_attention.ipynb #6596d657
+def _tiles_attention(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    mask: np.ndarray,
+    is_causal: bool,
+    scale: float,
+) -> tuple[np.ndarray, _TilesCache]:
+    "`attend_heads` by tiles."
+    n, heads, steps, _ = query.shape
+    q, k, v = (attention_memory(a) for a in (query, key, value))
+    output = np.empty((*q.shape[:3], v.shape[3]), q.dtype)
+    lse = np.empty((n * heads, steps), q.dtype)
+    mask = _mask_for_tiles(mask)
+    call = _Tiled(q, k, v, mask, output, lse, heads, is_causal, scale)
+    if output.size and k.size:
+        _run_tiles(call)
     else:
-        out[:] = 0
-    return _heads(out, query), (out, lse, (q, k, v), mask, settings, like)
+        output[:] = 0
+    y = _from_memory(output, n, heads)
+    return y, _TilesCache(call, y, y.shape)
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #87d8ad76
-_SMALL = 4096  # scores of a head for which a table is faster than tiles
+_SMALL = 4096  # scores of a head up to which a table was faster than tiles
 
 
+def attend_heads(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    mask: np.ndarray,
+    is_causal: bool,
+    scale: float,
+    dropout: Callable | None = None,
+) -> tuple[np.ndarray, Any]:
+    """Attention of heads, unchecked, for layers: output (N, H, T, Ev), cache.
+
+    - `query` (N, H, T, E), `key` (N, H, S, E), `value` (N, H, S, Ev): float32
+      or float64. Views of contiguous (N, T, H, E), as projections leave them,
+      are not copied, and give an output and gradients that are such views.
+    - `mask`: from `mask_with_four_axes`; `scale`: a float.
+    - `dropout`: a function of the weights (N, H, T, S) that gives what is left
+      of them, and the factors by which it multiplied them.
+    """
+    options = query, key, value, mask, is_causal, scale
+    if dropout is not None:
+        return table_attention(*options, dropout)
+    scores = query.shape[2] * key.shape[2]
+    if scores <= _SMALL and query.size and value.size:
+        return table_attention(*options)
+    return _tiles_attention(*options)
+
+# %% ../../nbs/kernels/tiled_attention.ipynb #ac061fb0
 def attention_forward(
     query: np.ndarray,
     key: np.ndarray,
@@ -643,79 +774,82 @@ def attention_forward(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> tuple[np.ndarray, Any]:
-    """For layers: the answers, and the cache that `attention_backward` needs.
-
-    - Shapes and dtypes are looked at, numbers are not. (N, H, T, E) may be a view of contiguous
-      (N, T, H, E), and then the answers and gradients are, too; nothing is copied.
-    """
-    shape, dtype = _fits_together(query, key, value, attn_mask), query.dtype
-    mask, heads = (
-        mask_with_four_axes(attn_mask, shape, dtype),
-        shape[-3] if len(shape) > 3 else 1,
-    )
-    settings = (
-        bool(is_causal),
-        dtype.type(query.shape[-1] ** -0.5 if scale is None else scale),
-    )
-    like = query, key, value
-    if shape[-2] * shape[-1] <= _SMALL and value.size and query.size:
-        q, k, v = (
-            a.reshape(-1, heads, *a.shape[-2:]) if a.ndim != 4 else a
-            for a in like
-        )
-        out, cache = table_attention(q, k, v, mask, *settings, like=like)
-        return out.reshape(*query.shape[:-1], value.shape[-1]), cache
-    return _by_tiles(like, _added(mask), shape, (heads, *settings))
+    "`attend_heads` of (..., T, E); shapes and dtypes are checked."
+    shape = _check_together(query, key, value, attn_mask)
+    mask = mask_with_four_axes(attn_mask, shape, query.dtype)
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    if len(shape) == 4:
+        return attend_heads(query, key, value, mask, bool(is_causal), scale)
+    heads = shape[-3] if len(shape) > 3 else 1
+    examples = prod(shape[:-3]) if len(shape) > 3 else prod(shape[:-2])
+    lead = examples, heads
+    q, k, v = (a.reshape(*lead, *a.shape[-2:]) for a in (query, key, value))
+    y, cache = attend_heads(q, k, v, mask, bool(is_causal), scale)
+    y = y.reshape(*shape[:-1], y.shape[3])
+    return y, cache._replace(shape=y.shape)
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #49ea55fb
-def attention_backward(grad: np.ndarray, cache: Any) -> tuple[np.ndarray, ...]:
-    "Gradients by query, key and value."
-    query, _, value = cache[-1]
-    check_array(grad, (*query.shape[:-1], value.shape[-1]), query.dtype)
+_BLOCK_GRAD_COST, _PRODUCTS_GRAD = 4000, 16  # as those above, backward
+# Operations from which a head's queries are divided into parts.
+_PARTS_PAY = 300_000
+
+
+def _run_tiles_backward(call: _Tiled, grads: _Gradients, cost: int) -> None:
+    "Sets the gradients, parts of heads distributed over threads."
+    dtype, keys = call.query.dtype, call.key.shape[1]
+    width = _lanes(dtype)
+    e = _whole_panels(call.query.shape[3], dtype)
+    ev = _whole_panels(call.value.shape[3], dtype)
+    rows = _KEYS, _KEYS, e, ev, e, ev, e, keys * e // width, keys * ev // width
+
+    def work(start: int, stop: int) -> None:
+        space = _workspace(_BackwardWorkspace, dtype, *rows, 3)
+        _attend_backward(call, grads, space, start, stop)
+
+    parallel_for(work, len(call.lse) * len(grads.key), cost)
+
+# %% ../../nbs/kernels/tiled_attention.ipynb #c107e44a
+def _tiles_backward(
+    grad: np.ndarray, call: _Tiled
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Gradients with respect to query, key and value."
+    (n, steps), dtype, width = call.lse.shape, grad.dtype, _lanes(grad.dtype)
+    features = call.query.shape[3] + call.value.shape[3]
+    products = width * call.key.shape[1] * features
+    blocks = -(-steps // width)
+    cost = n * blocks * (_BLOCK_GRAD_COST + products // _PRODUCTS_GRAD)
+    parts, wanted = 1, 2 * num_threads()
+    if cost > _PARTS_PAY and n < wanted:
+        parts = min(blocks, -(-wanted // n))
+    dq = np.empty(call.query.shape, dtype)
+    dk = np.empty((parts, *call.key.shape), dtype)
+    dv = np.empty((parts, *call.value.shape), dtype)
+    grads = _Gradients(attention_memory(grad), dq, dk, dv)
+    _run_tiles_backward(call, grads, cost)
+    return dq, *(a[0] if parts == 1 else a.sum(0) for a in (dk, dv))
+
+# %% ../../nbs/kernels/tiled_attention.ipynb #ac6685bf
+def attend_heads_backward(
+    grad: np.ndarray, cache: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Gradients of query, key, value from `grad` (N, H, T, Ev), unchecked."
     if isinstance(cache, _Table):
         return _table_backward(grad, cache)
-    out, lse, (q, k, v), mask, settings, like = cache
-    g, dtype, e, ev = attention_memory(grad), q.dtype, q.shape[3], v.shape[3]
-    if not (out.size and k.size):
-        dq, dk, dv = (np.zeros(a.shape, dtype) for a in like)
-        return dq, dk, dv
-    blocks, width = -(-out.shape[1] // _wide(1, dtype)), _wide(1, dtype)
-    size = len(lse) * blocks * (4000 + width * k.shape[1] * (e + ev) // 16)
-    shares = 1
-    if size > 300_000 and len(lse) < 2 * num_threads():
-        shares = min(blocks, -(-2 * num_threads() // len(lse)))
-    dq, dk, dv = (
-        np.empty((n, *a.shape), dtype)
-        for n, a in ((1, q), (shares, k), (shares, v))
-    )
-    wide, wide_v = _wide(e, dtype), _wide(ev, dtype)
-    rows = (
-        _KEYS,
-        _KEYS,
-        wide,
-        wide_v,
-        wide,
-        wide_v,
-        wide,
-        k.shape[1] * wide // width,
-        k.shape[1] * wide_v // width,
-        2,
-    )
-
-    def work(start, stop):
-        _attend_backward(
-            dq[0],
-            dk,
-            dv,
-            g,
-            (out, lse, q, k, v),
-            mask,
-            *settings,
-            (start, stop),
-            _rooms(dtype, *rows),
-        )
-
-    parallel_for(work, len(lse) * shares, size)
-    grads = [a[0] if len(a) == 1 else a.sum(0) for a in (dq, dk, dv)]
-    dq, dk, dv = (_heads(a, x) for a, x in zip(grads, like))
+    call = cache.call
+    if call.output.size and call.key.size:
+        grads = _tiles_backward(grad, call)
+    else:
+        grads = tuple(np.zeros_like(a) for a in call[:3])
+    n = len(cache.output)
+    dq, dk, dv = (_from_memory(a, n, call.heads) for a in grads)
     return dq, dk, dv
+
+
+def attention_backward(grad: np.ndarray, cache: Any) -> tuple[np.ndarray, ...]:
+    "Gradients of query, key and value; `grad` (..., T, Ev) is checked."
+    check_array(grad, cache.shape, cache.output.dtype)
+    if grad.ndim == 4:
+        return attend_heads_backward(grad, cache)
+    grads = attend_heads_backward(grad.reshape(cache.output.shape), cache)
+    lead = cache.shape[:-2]
+    return tuple(a.reshape(*lead, *a.shape[2:]) for a in grads)
