@@ -22,12 +22,11 @@ from .core.layers import uniform_parameters
 from .gradients import LayerNorm, xavier_uniform
 from .kernels.elementary import fast_exp
 from .kernels.microkernels import FUSED, row_dot, row_max, row_sum
-from .kernels.sharing import run_shared
 from .kernels.tiled_attention import attention_backward
+from .kernels.tiled_attention import attend_heads
 from .kernels.tiled_attention import attention_forward
 from .kernels.tiled_attention import attention_weights
 from .kernels.tiled_attention import mask_with_four_axes
-from .kernels.tiled_attention import table_attention
 from .mlp import GELU, Linear, ReLU
 from .rnn import Embedding
 from .training import Dropout
@@ -251,14 +250,13 @@ def _combine_masks(
 
 # %% ../nbs/transformer.ipynb #c6e63162
 #| code-fold: true
-def _table_options(
+def _score_options(
     q: np.ndarray, k: np.ndarray, mask: np.ndarray | None, is_causal: bool
-) -> tuple[np.ndarray, bool, Any]:
-    "Mask, `is_causal` and scale as `table_attention` takes them."
+) -> tuple[np.ndarray, bool, float]:
+    "Mask, `is_causal` and scale as the kernels of attention take them."
     shape = (*q.shape[:3], k.shape[2])
     mask = mask_with_four_axes(mask, shape, q.dtype)
-    scale = q.dtype.type(q.shape[3] ** -0.5)
-    return mask, is_causal, scale
+    return mask, is_causal, q.shape[3] ** -0.5
 
 # %% ../nbs/transformer.ipynb #4dcb87fa
 @compiled(fastmath=FUSED)
@@ -346,7 +344,11 @@ def _rotate_in_place(
     cos, sin, minus_sin = tables[:, first:stop]
     if inverse:
         sin = minus_sin
-    run_shared(_rotate_pairs, len(x), x.size, x, cos, sin, heads)
+
+    def work(start: int, stop: int) -> None:
+        _rotate_pairs(x, cos, sin, heads, start, stop)
+
+    parallel_for(work, len(x), x.size)
 
 # %% ../nbs/transformer.ipynb #47394907
 #| code-fold: true
@@ -593,11 +595,10 @@ class MultiHeadAttention(_Projections):
     ) -> tuple[np.ndarray, Any]:
         "Output and cache of `forward`, from arguments that were checked."
         q, k, v = self._project(inputs)
-        if self.dropout.training and self.dropout.p > 0:
-            options = _table_options(q, k, mask, causal)
-            y, cache = table_attention(q, k, v, *options, self._drop)
-        else:
-            y, cache = attention_forward(q, k, v, mask, causal)
+        options = _score_options(q, k, mask, causal)
+        dropping = self.dropout.training and self.dropout.p > 0
+        drop = self._drop if dropping else None
+        y, cache = attend_heads(q, k, v, *options, drop)
         shape = inputs[0].shape
         y = y.transpose(0, 2, 1, 3).reshape(-1, shape[2])
         output = self._linear("out_proj.", y).reshape(shape)
@@ -672,7 +673,7 @@ class MultiHeadAttention(_Projections):
         mask = self._mask(inputs, key_padding_mask, attn_mask)
         q, k, _ = self._project(inputs)
         causal = check_flag(is_causal, "is_causal")
-        return attention_weights(q, k, *_table_options(q, k, mask, causal))
+        return attention_weights(q, k, *_score_options(q, k, mask, causal))
 
     def _self_step(
         self, x: np.ndarray, store: np.ndarray, layer: int
