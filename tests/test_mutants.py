@@ -53,6 +53,13 @@ def test_the_choice_is_seeded_and_spread():
     assert {f.module for f in mutants.chosen(5, 0, "pooling")} == {"pooling"}
 
 
+def test_reasons_belong_to_lines_that_exist():
+    for where, _ in mutants.EQUIVALENT:
+        module, _, line = where.partition(": ")
+        text = (mutants.REPO / mutants.places(module)[0]).read_text(encoding="utf-8")
+        assert line in map(str.strip, text.splitlines()), where
+
+
 def test_a_fault_is_planted_in_module_and_notebook(tmp_path):
     (fault,) = mutants.chosen(1, 0, "pooling")
     places = mutants.places(fault.module)
