@@ -139,7 +139,7 @@ def test_dark_mode_follows_the_system_first(browser, address):
 
 def test_search_finds_prose_and_functions(tab, address):
     tab.goto(f"{address}/index.html")
-    assert any("Perceptron" in title for title in search(tab, "convergence"))
+    assert any("perceptron" in title.lower() for title in search(tab, "convergence"))
     tab.keyboard.press("Escape")
     tab.reload()
     assert "Perceptron.fit" in search(tab, "Perceptron.fit")[0]
