@@ -22,8 +22,8 @@ import numpy as np
 from .arguments import check_array
 
 # %% auto #0
-__all__ = ['compiled', 'available_threads', 'num_threads', 'set_num_threads', 'in_threads', 'parallel_for', 'scratch_arrays',
-           'is_batch_last', 'to_batch_last', 'to_batch_first', 'apply_elementwise']
+__all__ = ['PIECE', 'compiled', 'available_threads', 'num_threads', 'set_num_threads', 'in_threads', 'parallel_for',
+           'scratch_arrays', 'is_batch_last', 'to_batch_last', 'to_batch_first', 'apply_elementwise']
 
 # %% ../../nbs/core/execution.ipynb #dd939495
 _IMPORT = re.compile(r"^from (\.+)(\S+) import", re.MULTILINE)
@@ -225,7 +225,7 @@ def in_threads(work: Callable[[int], None], n: int) -> None:
 
 # %% ../../nbs/core/execution.ipynb #898284b7
 # operations, some 50 µs: less than that is not worth handing over
-_PIECE = 150_000
+PIECE = 150_000
 
 
 def parallel_for(work: Callable[[int, int], None], n: int, cost: int) -> None:
@@ -241,13 +241,14 @@ def parallel_for(work: Callable[[int, int], None], n: int, cost: int) -> None:
         All of the work in operations on one number, such as a multiplication:
         decides into how many pieces it is split.
     """
-    pieces = min(n, cost // _PIECE, 4 * _threads)
+    pieces = min(n, cost // PIECE, 4 * _threads)
     if pieces < 2 or _threads == 1:
         work(0, n)
         return
     in_threads(lambda i: work(n * i // pieces, n * (i + 1) // pieces), pieces)
 
 # %% ../../nbs/core/execution.ipynb #c331f217
+_REQUESTS = 100  # different ones whose arrays are kept
 _KEPT = 1 << 26  # bytes that a thread keeps at most: 64 MiB
 
 
@@ -287,7 +288,9 @@ def _cut_arrays(
         memory[start : start + n * dtype.itemsize].view(dtype)
         for start, n in zip(starts, lengths)
     )
-    if kept and len(_scratch.arrays) < 100:
+    if kept:
+        if len(_scratch.arrays) == _REQUESTS:
+            _scratch.arrays.clear()
         _scratch.arrays[dtype, lengths] = arrays
     return arrays
 

@@ -90,9 +90,7 @@ class ConvPlan(NamedTuple):
     # plain tuples: Numba recognizes one in 0.2 us, a named one in 0.9 us
     geometry: tuple[int, ...]  # a ConvGeometry
     whole: tuple[int, ...]  # a ConvPart: all of the work
-    offsets: (
-        np.ndarray
-    )  # (C K,), of each channel and kernel position, in pixels
+    offsets: np.ndarray  # (C K,), of channel and kernel position, in pixels
     taps: np.ndarray  # (K,), the kernel positions, phase by phase
     tables: tuple[np.ndarray, ...]  # ConvTables
     workspace: dict[int, ConvWorkspace]  # by the number of bytes of a float

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.execution import compiled, in_threads, is_batch_last
+from ..core.execution import PIECE, compiled, in_threads
+from ..core.execution import is_batch_last
 from ..core.execution import parallel_for, to_batch_first, to_batch_last
 from .elementary import BLOCK, LANES, broadcast, horizontal_sum
 from .elementary import load_vector, store_vector, vector_sum
 
 # %% auto #0
-__all__ = ['ROWS', 'SHORT', 'PIECE', 'ChannelTerms', 'tuned_batch_norm', 'tuned_batch_norm_backward', 'tuned_layer_norm',
+__all__ = ['ROWS', 'SHORT', 'ChannelTerms', 'tuned_batch_norm', 'tuned_batch_norm_backward', 'tuned_layer_norm',
            'tuned_layer_norm_backward']
 
 # %% ../../nbs/kernels/normalization.ipynb #5a3f01d0
@@ -537,10 +538,6 @@ def tuned_layer_norm(
     return y, stats
 
 # %% ../../nbs/kernels/normalization.ipynb #e645d6fb
-# numbers: a shorter piece costs more to hand over than it gains
-PIECE = 150_000
-
-
 def tuned_layer_norm_backward(
     grad: np.ndarray, x: np.ndarray, weight: np.ndarray, stats: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
