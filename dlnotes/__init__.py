@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 # %% ../nbs/reference/api.ipynb #72f62e32
-_CORE = """Composite Layer Loss Sequential as_float as_labels check_gradients compiled
-    in_threads num_threads numerical_grad set_num_threads summary book_style figure_svg speed_bars
-    Stepper""".split()  # what `dlnotes` offers of core
+_CORE = """
+    Composite Layer Loss Sequential as_float as_labels check_gradients
+    compiled in_threads num_threads numerical_grad set_num_threads summary
+    book_style figure_svg speed_bars Stepper
+""".split()  # what `dlnotes` offers of core
 
 
 _KERNEL = re.compile(

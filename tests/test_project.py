@@ -166,7 +166,7 @@ def test_stored_outputs_are_what_the_code_gives(notebook, fresh):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_cells_are_short_lines_fit_and_figures_are_described(notebook):
-    sizes, columns = [], 79 if notebook.parent.name == "nbs" else 100
+    sizes, columns = [], 100 if notebook.parent.name == "reference" else 79
     for cell in nbformat.read(notebook, as_version=4).cells:
         if cell.cell_type != "code":
             continue

@@ -107,6 +107,14 @@ def test_scratch_is_each_threads_own_and_aligned():
     assert np.shares_memory(grown, scratch_arrays(f, 5)[0])
 
 
+def test_scratch_is_kept_after_many_different_requests():
+    f = np.dtype(np.float32)
+    for n in range(1, 300):
+        scratch_arrays(f, n)
+    again = scratch_arrays(f, 7, 8)
+    assert scratch_arrays(f, 7, 8)[0] is again[0]
+
+
 FORKED = """
 import os, sys, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork with threads

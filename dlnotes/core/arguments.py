@@ -23,7 +23,7 @@ def as_float(
     shape: tuple[int | None, ...] | None = None,
     dtype: DTypeLike | None = None,
 ) -> np.ndarray:
-    """Return an argument as a C-contiguous float array, or raise an error that names it.
+    """Return an argument as a C-contiguous float array.
 
     Parameters
     ----------
@@ -225,7 +225,7 @@ def check_float_dtype(dtype: DTypeLike) -> np.dtype:
 
 # %% ../../nbs/core/arguments.ipynb #68dd7f47
 def check_mask(mask: Any, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
-    "The argument `name` as a contiguous array, if it is boolean and has one of these shapes."
+    "The argument `name`, contiguous, if boolean and of one of these shapes."
     mask = as_array(mask, name)
     if mask.dtype != bool:
         raise TypeError(
@@ -244,8 +244,8 @@ def check_tokens(ids: Any, name: str, n: int) -> np.ndarray:
     ids = as_array(ids, name)
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
         raise ValueError(
-            f"{name}: expected whole numbers (m, time), got {ids.dtype} of shape "
-            f"{ids.shape}"
+            f"{name}: expected whole numbers (m, time), got {ids.dtype} "
+            f"of shape {ids.shape}"
         )
     if not ids.size:
         raise ValueError(
@@ -264,7 +264,8 @@ def check_step_tokens(tokens: Any, m: int, n: int) -> np.ndarray:
     tokens = as_array(tokens, "tokens")
     if tokens.shape != (m,):
         raise ValueError(
-            f"tokens: expected {m}, as the state is of, got shape {tokens.shape}"
+            f"tokens: expected {m}, as the state is of, "
+            f"got shape {tokens.shape}"
         )
     return check_tokens(tokens[:, None], "tokens", n)
 

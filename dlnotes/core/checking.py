@@ -144,8 +144,8 @@ def _difference(
     "How far a gradient is from that measured, relative to its largest entry."
     if np.shape(ours) != measured.shape:
         raise ValueError(
-            f"model: expected a gradient with respect to {name} of shape {measured.shape}, "
-            f"got {np.shape(ours)}"
+            f"model: expected a gradient with respect to {name} of shape "
+            f"{measured.shape}, got {np.shape(ours)}"
         )
     largest = max(abs(ours).max(initial=0), abs(measured).max(initial=0))
     scale = max(largest, 1e-3 * abs(loss), 1e-9)

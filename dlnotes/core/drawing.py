@@ -34,7 +34,7 @@ _STYLE: dict[Any, Any] = {
 
 # %% ../../nbs/core/drawing.ipynb #1a5a92c4
 def book_style() -> None:
-    """Draw in the book's style from here on, as vector graphics in a notebook.
+    """Draw in the book's style from here on, as vector graphics.
 
     Raises
     ------
@@ -60,7 +60,8 @@ customElements.get("dl-stepper") || customElements.define("dl-stepper",
 class extends HTMLElement {
   connectedCallback() {
     if (document.readyState != "loading") return this.start();
-    document.addEventListener("DOMContentLoaded", () => this.start(), {once: true});
+    document.addEventListener(
+      "DOMContentLoaded", () => this.start(), {once: true});
   }
   start() {
     this.frames = [...this.querySelectorAll("img")];
@@ -89,7 +90,7 @@ class extends HTMLElement {
 
 # %% ../../nbs/core/drawing.ipynb #bf84eec7
 class Stepper:
-    """Figures to step through, shown as HTML where it is the value of a notebook cell.
+    """Figures to step through, shown as HTML by a notebook.
 
     Parameters
     ----------
@@ -116,21 +117,23 @@ class Stepper:
         self.captions = list(captions)
 
     def _repr_html_(self) -> str:
-        hidden = [""] + ["hidden"] * (len(self.frames) - 1)
+        last = len(self.frames) - 1
+        hidden = [""] + ["hidden"] * last
         images = "\n".join(map(_image, self.frames, self.captions, hidden))
         return f"""<dl-stepper>
 {images}
 <div hidden><button type="button" aria-label="step back">\u25c0</button>
-<input type="range" min="0" max="{len(self.frames) - 1}" value="0" aria-label="step">
+<input type="range" min="0" max="{last}" value="0" aria-label="step">
 <button type="button" aria-label="step on">\u25b6</button>
 <output aria-live="polite"></output></div>
 </dl-stepper><script>{_SCRIPT}</script>"""
 
 # %% ../../nbs/core/drawing.ipynb #2085a205
 def _image(svg: str, caption: str, hidden: str) -> str:
-    "An `<img>` that holds `svg`, apart from the page: frames share no identifiers."
+    "An `<img>` that holds `svg`: frames share no identifiers."
     data = quote(svg, safe=" \n!$'()*+,-./:;=?@[]_~").replace("\n", " \n")
-    return f'<img alt="{html.escape(caption)}" {hidden} src="data:image/svg+xml,{data}">'
+    alt, source = html.escape(caption), f"data:image/svg+xml,{data}"
+    return f'<img alt="{alt}" {hidden} src="{source}">'
 
 # %% ../../nbs/core/drawing.ipynb #bfbaa803
 def figure_svg(fig: Any) -> str:
@@ -160,7 +163,7 @@ def figure_svg(fig: Any) -> str:
 
 # %% ../../nbs/core/drawing.ipynb #76f3bf26
 def speed_bars(path: str, names: Sequence[str]) -> Any:
-    """Draw the times of some formulas as bars, from a benchmark's result file.
+    """Draw the times of some formulas, from a benchmark's result file.
 
     Parameters
     ----------

@@ -82,7 +82,7 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
 
 # %% ../../nbs/core/execution.ipynb #65c5b13f
 def available_threads() -> int:
-    "Processors that this process may use; DLNOTES_NUM_THREADS sets another number."
+    "Processors this process may use, or what DLNOTES_NUM_THREADS says."
     wanted = os.environ.get("DLNOTES_NUM_THREADS", "")
     if wanted:
         if not (wanted.isdecimal() and int(wanted) >= 1):
@@ -100,7 +100,7 @@ _give_way = getattr(os, "sched_yield", lambda: None)
 
 # %% ../../nbs/core/execution.ipynb #18ca9ce5
 def num_threads() -> int:
-    """Return the number of threads over which large batches are distributed.
+    """Return the number of threads that large batches are given to.
 
     Returns
     -------
@@ -177,7 +177,8 @@ class _Pool:
 
 _pool = _Pool()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _pool.__init__())  # type: ignore[misc]
+    restart: Any = _pool.__init__  # type: ignore[misc]
+    os.register_at_fork(after_in_child=restart)
 
 # %% ../../nbs/core/execution.ipynb #be1b8f9d
 # looks at the last piece before going to sleep: waking takes longer
@@ -229,7 +230,7 @@ PIECE = 150_000
 
 
 def parallel_for(work: Callable[[int, int], None], n: int, cost: int) -> None:
-    """Call `work(start, stop)` on pieces of range(n), in several threads if many.
+    """Call `work(start, stop)` on pieces of range(n), in threads if many.
 
     Parameters
     ----------
@@ -296,7 +297,7 @@ def _cut_arrays(
 
 # %% ../../nbs/core/execution.ipynb #3cb34aef
 def is_batch_last(images: np.ndarray) -> bool:
-    "Whether (m, channels, height, width) lies in memory as (channels, height, width, m)."
+    "Whether (m, channels, height, width) lies in memory with m last."
     return (
         images.ndim == 4
         and not images.flags.c_contiguous
@@ -310,7 +311,7 @@ def to_batch_last(images: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/core/execution.ipynb #d52f8f5d
 def to_batch_first(images: np.ndarray) -> np.ndarray:
-    "(channels, height, width, m) as (m, channels, height, width), lying as before."
+    "(channels, height, width, m) as a view (m, channels, height, width)."
     return images.transpose(3, 0, 1, 2)
 
 # %% ../../nbs/core/execution.ipynb #25a57f7f

@@ -70,7 +70,7 @@ class Layer:
     def backward(
         self, grad: np.ndarray, cache: Any, input_grad: bool = True
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        """Compute the gradients with respect to the input and the parameters.
+        """Compute the gradients with respect to input and parameters.
 
         Parameters
         ----------
@@ -323,7 +323,8 @@ class Composite(Layer):
         ]
         if len(set(arrays)) < len(arrays):
             raise ValueError(
-                "layers: expected each layer once, as gradients are kept by name"
+                "layers: expected each layer once, as gradients are kept "
+                "by name"
             )
 
     @property
@@ -415,7 +416,7 @@ class Sequential(Composite):
 
 # %% ../../nbs/core/layers.ipynb #621fbf85
 class _Summary:
-    "Rows of (name, layer, output shape, parameters), as text or as a table in a notebook."
+    "Rows of (name, layer, output shape, parameters), as text or a table."
 
     head = ("layer", "", "output shape", "parameters")
 

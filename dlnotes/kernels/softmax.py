@@ -175,6 +175,6 @@ def smooth_kernel(z, target, scale, smoothing, losses, grad):
             for j in range(row.size):
                 g[j] -= each
             g[target[i]] += z.dtype.type(scale * smoothing)
-            # the loss is infinite where the target's logit is -inf, and stays so
+            # an infinite loss (the target's logit is -inf) stays so
             if losses[i] < np.inf:
                 losses[i] -= smoothing * horizontal_sum(total) / row.size

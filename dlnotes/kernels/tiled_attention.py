@@ -748,7 +748,7 @@ def attend_heads(
     scale: float,
     dropout: Callable | None = None,
 ) -> tuple[np.ndarray, Any]:
-    """Attention of heads, unchecked, for layers: output (N, H, T, Ev), cache.
+    """Attention of heads, unchecked: output (N, H, T, Ev) and cache.
 
     - `query` (N, H, T, E), `key` (N, H, S, E), `value` (N, H, S, Ev): float32
       or float64. Views of contiguous (N, T, H, E), as projections leave them,
