@@ -342,7 +342,7 @@ def attention(rng):
         size,
         (
             transformer.attention_backward_kernel,
-            (grad, q, k, v, scale, p, *(np.zeros_like(a) for a in (q, k, v))),
+            (grad, q, k, v, scale, p, tuple(np.zeros_like(a) for a in (q, k, v))),
         ),
         lambda: transformer.scaled_dot_product_attention_backward(grad, q, k, v),
         backward_only(sdpa, grad[None, None], *tensors4),

@@ -74,8 +74,9 @@ def context_backward_kernel(g, alpha, c, H, eps, dH):
 
 # %% ../nbs/attention.ipynb #5298f5fc
 @compiled()
-def general_scores_backward_kernel(eps, s, W, H, ds, dW, dH):
-    "Adds the gradients with respect to s, W and H."
+def general_scores_backward_kernel(eps, s, W, H, grads):
+    "Adds to `grads` those with respect to s, W and H."
+    ds, dW, dH = grads
     for t in range(len(s)):
         total = np.zeros(H.shape[1], H.dtype)  # sum of eps h_j
         for j in range(len(H)):
@@ -88,10 +89,9 @@ def general_scores_backward_kernel(eps, s, W, H, ds, dW, dH):
 
 # %% ../nbs/attention.ipynb #9da5f3ab
 @compiled()
-def additive_scores_backward_kernel(
-    eps, s, H, W, U, b, v, ds, dH, dW, dU, db, dv
-):
-    "Adds the gradients with respect to s, H and the four parameters."
+def additive_scores_backward_kernel(eps, s, H, W, U, b, v, grads):
+    "Adds to `grads` those with respect to s, H and the four parameters."
+    ds, dH, dW, dU, db, dv = grads
     for t in range(len(s)):
         for j in range(len(H)):
             for i in range(len(v)):

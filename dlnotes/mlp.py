@@ -22,9 +22,8 @@ from .kernels.elementary import horizontal_sum, load_vector
 from .kernels.elementary import store_vector, to_float64
 from .kernels.softmax import apply_to_rows, cross_entropy_kernel
 from .kernels.softmax import log_softmax_grad_kernel
-from .kernels.softmax import log_softmax_kernel, row_maxima
-from .kernels.softmax import smooth_kernel, softmax_grad_kernel
-from .kernels.softmax import softmax_kernel
+from .kernels.softmax import log_softmax_kernel, smooth_kernel
+from .kernels.softmax import softmax_grad_kernel, softmax_kernel
 
 # %% auto #0
 __all__ = ['sigmoid_kernel', 'tanh_kernel', 'relu_kernel', 'sigmoid_grad_kernel', 'tanh_grad_kernel', 'relu_grad_kernel',
@@ -701,8 +700,7 @@ def _cross_entropy_of_rows(
     def work(i: int, j: int) -> None:
         "Rows `i` to `j`."
         part, labels, loss, dz = z[i:j], y[i:j], losses[i:j], grad[i:j]
-        largest = row_maxima(part)
-        cross_entropy_kernel(part, largest, labels, scale, loss, dz)
+        cross_entropy_kernel(part, labels, scale, loss, dz)
         if smoothing:
             smooth_kernel(part, labels, scale, smoothing, loss, dz)
 

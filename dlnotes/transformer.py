@@ -20,8 +20,8 @@ from .core.execution import compiled, parallel_for
 from .core.layers import Composite, Layer, Sequential
 from .core.layers import uniform_parameters
 from .gradients import LayerNorm, xavier_uniform
-from .kernels.elementary import fast_exp
-from .kernels.microkernels import FUSED, row_dot, row_max, row_sum
+from .kernels.microkernels import FUSED, row_dot
+from .kernels.softmax import softmax_rows
 from .kernels.tiled_attention import attention_backward
 from .kernels.tiled_attention import attend_heads
 from .kernels.tiled_attention import attention_forward
@@ -51,8 +51,9 @@ def attention_kernel(q, k, v, scale, p, y):
 
 # %% ../nbs/transformer.ipynb #6cdc0cbd
 @compiled()
-def attention_backward_kernel(grad, q, k, v, scale, p, dq, dk, dv):
-    "Adds to dq, dk, dv the gradients, from grad (T, d_v), that of y."
+def attention_backward_kernel(grad, q, k, v, scale, p, grads):
+    "Adds to `grads` those of q, k and v, from grad (T, d_v), that of y."
+    dq, dk, dv = grads
     for t in range(len(q)):
         dp = np.zeros(len(k), q.dtype)
         for s in range(len(k)):
@@ -258,22 +259,14 @@ def _score_options(
     mask = mask_with_four_axes(mask, shape, q.dtype)
     return mask, is_causal, q.shape[3] ** -0.5
 
-# %% ../nbs/transformer.ipynb #4dcb87fa
-@compiled(fastmath=FUSED)
-def _exponentials(p):
-    "Sets scores p to exp(p - max(p)), or to 0 where all are -inf."
-    max_score = row_max(p)
-    shift = max_score if max_score > -np.inf else p.dtype.type(0)
-    for s in range(len(p)):
-        p[s] = fast_exp(p[s] - shift)
-
 # %% ../nbs/transformer.ipynb #95540b90
 @compiled(fastmath=FUSED)
 def _one_query(q, store, layer, mask, heads, y):
     "Outputs y (B, d) of q (B, d); store (B, S, layers, 2, d), mask (B, S)."
     d_k = y.shape[1] // heads
     scale = y.dtype.type(1 / np.sqrt(d_k))
-    p = np.empty(store.shape[1], y.dtype)
+    weights = np.empty((1, store.shape[1]), y.dtype)
+    p = weights[0]
     for i in range(len(y)):
         for h in range(heads):
             head = slice(h * d_k, (h + 1) * d_k)
@@ -282,7 +275,7 @@ def _one_query(q, store, layer, mask, heads, y):
                 if mask[i, s]:
                     key = store[i, s, layer, 0, head]
                     p[s] = row_dot(q[i, head], key) * scale
-            _exponentials(p)
+            softmax_rows(weights, weights, True)
             output = y[i, head]
             output[:] = 0
             for s in range(len(p)):
@@ -290,9 +283,6 @@ def _one_query(q, store, layer, mask, heads, y):
                     value = store[i, s, layer, 1, head]
                     for j in range(d_k):
                         output[j] += p[s] * value[j]
-            total = row_sum(p)
-            if total != 0:
-                output /= total
 
 # %% ../nbs/transformer.ipynb #7be0a006
 @compiled(fastmath=FUSED)
@@ -893,7 +883,7 @@ class _TransformerLayer(_Residual):
         linear = partial(Linear, bias=bias, rng=rng, dtype=dtype)
         parts: dict[str, Layer] = {}
         for name in attentions:
-            rotated = rotary and name == "self_attn"
+            rotated = rotary if name == "self_attn" else False
             parts[name] = attention(rotary=rotated, rng=rng)
         parts["linear1"] = linear(d_model, dim_feedforward)
         parts["activation"] = ReLU() if activation == "relu" else GELU()

@@ -533,6 +533,11 @@ def test_wrong_gradients_are_found(layer):
     assert check_gradients(model, CrossEntropyLoss(), x, [0, 1, 1, 0]) > 1e-4
 
 
+def test_a_wrong_gradient_of_the_input_is_found():
+    model, x = Sequential(WrongInput(), Linear(3, 2, rng=1)), np.ones((4, 3))
+    assert check_gradients(model, CrossEntropyLoss(), x, [0, 1, 1, 0]) > 1e-4
+
+
 def test_a_gradient_of_zero_is_not_divided_by_zero():
     model = Sequential(Linear(2, 2, rng=0), Softmax(), Linear(2, 1, rng=0))
     model[2].params["weight"][...] = 0

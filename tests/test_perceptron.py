@@ -22,6 +22,7 @@ from dlnotes.kernels.perceptron_epoch import unrolled_epoch
 from dlnotes.perceptron import (
     Perceptron,
     _shuffle,
+    epoch_kernel,
     heaviside,
     margin,
     mistake_bound,
@@ -72,6 +73,26 @@ def test_epoch_is_the_rule_applied_in_turn(m, n, seed, dtype, lr, data):
     weight, bias, mistakes = perceptron_epoch(x, y, start, -1.0, lr, order)
     assert weight.dtype == bias.dtype == dtype
     assert (weight == expected[0]).all() and bias == expected[1] and mistakes == expected[2]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("kernel", [epoch_kernel, unrolled_epoch])
+@settings(deadline=None, max_examples=40)
+@given(m=st.integers(1, 9), n=st.integers(0, 7), seed=st.integers(0, 2**20), data=st.data())
+def test_kernels_sum_up_the_changes_for_the_average(kernel, m, n, seed, data):
+    x, y = whole_numbers(m, n, seed, np.float64)
+    order = data.draw(st.lists(st.integers(0, m - 1), max_size=20))
+    w, a = np.append(whole_numbers(1, n, seed + 1)[0][0], -1.0), np.zeros(n + 1)
+    weight, bias, late = w[:-1].copy(), w[-1], np.zeros(n + 1)
+    for k, i in enumerate(order):
+        before = np.append(weight, bias)
+        weight, bias = perceptron_update(x[i], y[i], weight, bias, 0.5)
+        late += (7 + k) * (np.append(weight, bias) - before)
+    rows = np.array(order, np.int32)
+    mistakes = kernel(x, y == 1, rows, w, a, 0.5, 1.0, 7)
+    assert (w == np.append(weight, bias)).all() and (a == late).all()
+    start = whole_numbers(1, n, seed + 1)[0][0]
+    assert mistakes == plain_epoch(x, y, start, -1.0, 0.5, order)[2]
 
 
 @pytest.mark.kernel

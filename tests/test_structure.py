@@ -85,6 +85,14 @@ def test_no_module_imports_a_private_name_of_another(module):
         assert not [name for name in names if name.startswith("_")], source
 
 
+@pytest.mark.parametrize("module", [m for m in MODULES if room(m) != "kernels"])
+def test_functions_have_few_arguments(module):
+    "Eight by position at most; constructors have those that PyTorch's have."
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name != "__init__":
+            assert len(node.args.posonlyargs + node.args.args) <= 8, node.name
+
+
 def test_pages_beside_the_chapters_are_few():
     pages = [m for m in MODULES if room(m) != "chapter"]
     assert len(pages) <= 20

@@ -11,71 +11,23 @@ from typing import Any
 import numpy as np
 
 from ..core.execution import compiled, parallel_for
-from .elementary import fast_exp, fast_tanh
-from .microkernels import FUSED, row_dot, row_sum, whole_vectors
+from .elementary import fast_tanh
+from .microkernels import FUSED, row_dot, whole_vectors
+from .softmax import softmax_grad_kernel, softmax_rows
 
 # %% auto #0
 __all__ = ['masked_softmax', 'weights_backward', 'batched_product', 'product_scores', 'product_scores_backward',
            'additive_scores', 'additive_scores_backward']
 
 # %% ../../nbs/kernels/attention_scores.ipynb #58a0f027
-# Scores of the examples that go through the three loops together: 16 or
-# 32 KiB, which the first-level cache holds.
-_CACHED_SCORES = 4096
-
-
-@compiled(fastmath=FUSED)
-def _exps(numbers):
-    "exp(numbers) in place."
-    whole_vectors()
-    for i in range(numbers.size):
-        numbers[i] = fast_exp(numbers[i])
-
-
-@compiled(fastmath=FUSED)
-def _shift_row(row, mask):
-    "Takes the largest valid score off; masked scores become -infinity."
-    low, zero = row.dtype.type(-np.inf), row.dtype.type(0)
-    top = low
-    for j in range(row.size):
-        top = max(top, row[j]) if mask[j] else top
-    shift = top if top > low else zero  # -inf - -inf would be NaN
-    for j in range(row.size):
-        row[j] = row[j] - shift if mask[j] else low
-
-
-@compiled(fastmath=FUSED)
-def _normalize_row(row):
-    "Divides by the sum, unless it is 0."
-    zero, one = row.dtype.type(0), row.dtype.type(1)
-    total = row_sum(row)
-    factor = one / total if total != zero else zero
-    for j in range(row.size):
-        row[j] *= factor
-
-# %% ../../nbs/kernels/attention_scores.ipynb #08d1683a
 @compiled()
-def _weights_kernel(e, mask):
-    "Scores (N, T, S) become weights, 0 where `mask` (N, S) is False."
-    examples = max(1, _CACHED_SCORES // max(1, e.shape[1] * e.shape[2]))
-    for start in range(0, e.shape[0], examples):
-        part = e[start : start + examples]
-        for i, t in np.ndindex(part.shape[:2]):
-            _shift_row(part[i, t], mask[start + i])
-        _exps(part.reshape(-1))
-        for i, t in np.ndindex(part.shape[:2]):
-            _normalize_row(part[i, t])
-
-# %% ../../nbs/kernels/attention_scores.ipynb #74e209ff
-@compiled(fastmath=FUSED)
-def _weights_grad_kernel(weights, grad):
-    "Gradient (N, T, S) of the weights becomes that of the scores, in place."
-    for i in range(grad.shape[0]):
-        for t in range(grad.shape[1]):
-            row, g = weights[i, t], grad[i, t]
-            mean = row_dot(row, g)
-            for j in range(row.size):
-                g[j] = row[j] * (g[j] - mean)
+def _mask_scores(e, mask):
+    "Scores e (N, T, S) become -infinity where `mask` (N, S) is False."
+    low = e.dtype.type(-np.inf)
+    for i, t in np.ndindex(e.shape[:2]):
+        row, valid = e[i, t], mask[i]
+        for j in range(row.size):
+            row[j] = row[j] if valid[j] else low
 
 # %% ../../nbs/kernels/attention_scores.ipynb #eb623042
 # Operations on a number, as `parallel_for` counts them: for a score in
@@ -87,18 +39,21 @@ def masked_softmax(e: np.ndarray, mask: np.ndarray) -> None:
     "Scores (N, T, S) become weights, in place; `mask` (N, S)."
 
     def work(i: int, j: int) -> None:
-        _weights_kernel(e[i:j], mask[i:j])
+        _mask_scores(e[i:j], mask[i:j])
+        rows = e[i:j].reshape(-1, e.shape[2])
+        softmax_rows(rows, rows, True)
 
     parallel_for(work, len(e), _SOFTMAX_COST * e.size)
 
 
 def weights_backward(weights: np.ndarray, grad: np.ndarray) -> None:
     "Gradient (N, T, S) of the weights becomes that of the scores, in place."
+    p, g = (a.reshape(-1, a.shape[2]) for a in (weights, grad))
 
     def work(i: int, j: int) -> None:
-        _weights_grad_kernel(weights[i:j], grad[i:j])
+        softmax_grad_kernel(p[i:j], g[i:j], g[i:j])
 
-    parallel_for(work, len(grad), _SOFTMAX_GRAD_COST * grad.size)
+    parallel_for(work, len(g), _SOFTMAX_GRAD_COST * g.size)
 
 # %% ../../nbs/kernels/attention_scores.ipynb #e8efbd9b
 # Multiplications of a product of matrices that take as long as one of them.

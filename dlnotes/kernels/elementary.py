@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,7 @@ from numba.extending import (
 
 # %% auto #0
 __all__ = ['LANES', 'BLOCK', 'fast_exp', 'fast_expm1', 'fast_sigmoid', 'fast_tanh', 'fast_erf', 'fast_log', 'fast_log1p',
-           'load_vector', 'store_vector', 'broadcast', 'to_float64', 'horizontal_sum', 'vector_exp', 'vector_sum',
-           'vector_dot']
+           'load_vector', 'store_vector', 'broadcast', 'to_float64', 'horizontal_sum', 'vector_sum', 'vector_dot']
 
 # %% ../../nbs/kernels/elementary.ipynb #ccca1626
 _LN2, _LN2_REST = 0.6931471805599453, 2.3190468138462996e-17
@@ -527,48 +525,6 @@ _as_instructions(
     lambda builder, v, kind: v if v.type == kind else builder.fpext(v, kind),
 )
 _as_instructions(horizontal_sum, lambda v: v.number, _sum_halves)
-
-# %% ../../nbs/kernels/elementary.ipynb #5a3f01cd
-def vector_exp(v):
-    "The exponential of each lane."
-    return np.array([fast_exp(x) for x in v])
-
-
-def _vector_exp_code(builder: Any, x: Any, kind: Any) -> Any:
-    "`fast_exp` of each lane of `x`."
-    real = np.float32 if kind.element == ir.FloatType() else np.float64
-    info, fused = np.finfo(real), {"flags": ("contract",)}
-    times = partial(builder.fmul, **fused)
-    plus = partial(builder.fadd, **fused)
-    minus = partial(builder.fsub, **fused)
-
-    def number(a: Any) -> Any:
-        return ir.Constant(kind, [float(real(a))] * LANES)
-
-    word = ir.VectorType(ir.IntType(info.bits), LANES)
-    magic = number(1.5 * 2.0**info.nmant)
-    t = plus(times(x, number(1 / _LN2)), magic)
-    k = minus(t, magic)
-    ln2, rest = map(number, _split_ln2(info))
-    r = minus(minus(x, times(k, ln2)), times(k, rest))
-    q = number(_EXP[real][-1])
-    for c in _EXP[real][-2::-1]:
-        q = plus(times(q, r), number(c))
-    s = plus(r, times(times(r, r), q))
-    power = builder.shl(
-        builder.bitcast(t, word), ir.Constant(word, [info.nmant] * LANES)
-    )
-    y = builder.bitcast(plus(number(1), s), word)
-    y = builder.bitcast(builder.add(y, power), kind)
-    smallest = number(np.log(float(info.tiny)))
-    largest = number(np.log(float(info.max)))
-    y = builder.select(builder.fcmp_ordered(">", x, smallest), y, number(0))
-    return builder.select(
-        builder.fcmp_ordered("<", x, largest), y, plus(x, number(np.inf))
-    )
-
-
-_as_instructions(vector_exp, lambda v: v, _vector_exp_code)
 
 # %% ../../nbs/kernels/elementary.ipynb #5a3f01ca
 @register_jitable(**_OPTIONS)

@@ -11,118 +11,129 @@ import numpy as np
 
 from ..core.arguments import check_array
 from ..core.execution import compiled, parallel_for
-from .elementary import LANES, broadcast, horizontal_sum
-from .elementary import fast_log, vector_exp
-from .elementary import load_vector, store_vector, to_float64
+from .elementary import LANES, broadcast, fast_exp, fast_log
+from .elementary import horizontal_sum, load_vector, to_float64
 from .elementary import vector_dot, vector_sum
+from .microkernels import FUSED, row_max, whole_vectors
 
 # %% auto #0
-__all__ = ['ROWS', 'row_maxima', 'exp_row', 'softmax_kernel', 'log_softmax_kernel', 'softmax_grad_kernel',
-           'log_softmax_grad_kernel', 'apply_to_rows', 'cross_entropy_kernel', 'smooth_kernel']
-
-# %% ../../nbs/kernels/softmax.ipynb #cf66de67
-@compiled()
-def _maxima_kernel(bits, maxima):
-    "Maximum of each row of floats (m, n), given and returned as their bits."
-    for i in range(bits.shape[0]):
-        row = bits[i]
-        largest = smallest = row[0]
-        for j in range(row.size):
-            largest = max(largest, row[j])
-            smallest = min(smallest, row[j])
-        maxima[i] = largest if largest >= 0 else smallest
-
-
-def row_maxima(rows: np.ndarray) -> np.ndarray:
-    "The largest entry of each row of (m, n)."
-    maxima, integer = np.empty(len(rows), rows.dtype), f"i{rows.itemsize}"
-    _maxima_kernel(rows.view(integer), maxima.view(integer))
-    return maxima
+__all__ = ['rows_of_block', 'exps', 'exp_rows', 'softmax_rows', 'softmax_kernel', 'log_softmax_kernel', 'softmax_grad_row',
+           'softmax_grad_kernel', 'log_softmax_grad_kernel', 'apply_to_rows', 'cross_entropy_kernel', 'smooth_kernel']
 
 # %% ../../nbs/kernels/softmax.ipynb #6391776e
-@compiled(forceinline=True)
-def exp_row(row, largest, out):
-    "exp(row - largest) into `out`, both (n,); returns the sum."
-    total = broadcast(row.dtype.type(0))
-    maximum, fill = broadcast(largest), row.dtype.type(-np.inf)
-    for j in range(0, row.size, LANES):
-        e = vector_exp(load_vector(row, j, fill) - maximum)
-        total = total + e
-        store_vector(out, j, e)
-    return horizontal_sum(total)
+_CACHED = 4096  # numbers of a block: 16 or 32 KiB, which the first cache holds
+
+
+@compiled()
+def rows_of_block(columns):
+    "Rows of that many numbers in a block: one at least."
+    return max(1, _CACHED // max(1, columns))
+
+
+@compiled(fastmath=FUSED)
+def exps(x):
+    "exp(x) in place, for x (n,)."
+    whole_vectors()
+    for i in range(x.size):
+        x[i] = fast_exp(x[i])
+
+
+@compiled(fastmath=FUSED)
+def exp_rows(x, e, maxima, totals):
+    "e = exp(x - maxima) of rows (m, n), which may be x, and its sums (m,)."
+    low, zero = x.dtype.type(-np.inf), x.dtype.type(0)
+    for i in range(x.shape[0]):
+        row, out, largest = x[i], e[i], row_max(x[i])
+        maxima[i] = largest if largest > low else zero
+        for j in range(row.size):
+            out[j] = row[j] - maxima[i]
+    exps(e.reshape(-1))
+    for i in range(x.shape[0]):
+        totals[i] = vector_sum(e[i])
 
 # %% ../../nbs/kernels/softmax.ipynb #0880487e
-ROWS = 4  # taken together, so that a sum is known before it is needed
+@compiled(fastmath=FUSED)
+def softmax_rows(x, y, masked):
+    "Softmax y of rows x (m, n), in place if y is x; all -inf: 0 if masked."
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    n = rows_of_block(x.shape[1])
+    maxima, totals = np.empty(n, x.dtype), np.empty(n, x.dtype)
+    for start in range(0, x.shape[0], n):
+        block = y[start : start + n]
+        exp_rows(x[start : start + n], block, maxima, totals)
+        for i in range(block.shape[0]):
+            row, total = block[i], totals[i]
+            factor = zero if masked and total == zero else one / total
+            for j in range(row.size):
+                row[j] *= factor
 
 
 @compiled()
-def softmax_kernel(x, maxima, y):
-    "Softmax of each row of x (m, n), whose maxima are given, into y."
-    inverse = np.empty(ROWS, x.dtype)
-    for start in range(0, x.shape[0], ROWS):
-        end = min(start + ROWS, x.shape[0])
-        for i in range(start, end):
-            total = exp_row(x[i], maxima[i], y[i])
-            inverse[i - start] = x.dtype.type(1) / total
-        for i in range(start, end):
-            out, factor = y[i], broadcast(inverse[i - start])
-            for j in range(0, out.size, LANES):
-                store_vector(out, j, load_vector(out, j, maxima[i]) * factor)
+def softmax_kernel(x, y):
+    "Softmax y of each row of x (m, n)."
+    softmax_rows(x, y, False)
 
 # %% ../../nbs/kernels/softmax.ipynb #2a77e14a
-@compiled()
-def log_softmax_kernel(x, maxima, y):
-    "Log-softmax of each row of x (m, n), whose maxima are given, into y."
-    for i in range(x.shape[0]):
-        row, out, largest = x[i], y[i], maxima[i]
-        log_total = broadcast(fast_log(exp_row(row, largest, out)))
-        maximum = broadcast(largest)
-        for j in range(0, row.size, LANES):
-            shifted = load_vector(row, j, largest) - maximum
-            store_vector(out, j, shifted - log_total)
+@compiled(fastmath=FUSED)
+def log_softmax_kernel(x, y):
+    "Log-softmax y of each row of x (m, n)."
+    n = rows_of_block(x.shape[1])
+    maxima, totals = np.empty(n, x.dtype), np.empty(n, x.dtype)
+    for start in range(0, x.shape[0], n):
+        rows, block = x[start : start + n], y[start : start + n]
+        exp_rows(rows, block, maxima, totals)
+        for i in range(block.shape[0]):
+            row, out, log_total = rows[i], block[i], fast_log(totals[i])
+            for j in range(row.size):
+                out[j] = (row[j] - maxima[i]) - log_total
 
 # %% ../../nbs/kernels/softmax.ipynb #63539c40
+@compiled(fastmath=FUSED)
+def softmax_grad_row(p, g, out, scale):
+    "`scale` times the gradient with respect to the logits; all (n,)."
+    mean = vector_dot(g, p)
+    for j in range(p.size):
+        out[j] = p[j] * (g[j] - mean) * scale
+
+
 @compiled()
 def softmax_grad_kernel(y, grad, out):
     "Gradient `out` with respect to the logits, from softmax y; all (m, n)."
-    zero = y.dtype.type(0)
     for i in range(y.shape[0]):
-        p, g, o = y[i], grad[i], out[i]
-        total = broadcast(vector_dot(g, p))
-        for j in range(0, p.size, LANES):
-            centered = load_vector(g, j, zero) - total
-            store_vector(o, j, load_vector(p, j, zero) * centered)
+        softmax_grad_row(y[i], grad[i], out[i], y.dtype.type(1))
 
 # %% ../../nbs/kernels/softmax.ipynb #039fb725
-@compiled()
+@compiled(fastmath=FUSED)
 def log_softmax_grad_kernel(y, grad, out):
     "Gradient `out` with respect to the logits, from log-softmax y; (m, n)."
-    zero = y.dtype.type(0)
-    for i in range(y.shape[0]):
-        log_p, g, o = y[i], grad[i], out[i]
-        total = broadcast(vector_sum(g))
-        for j in range(0, log_p.size, LANES):
-            p = vector_exp(load_vector(log_p, j, zero))
-            store_vector(o, j, load_vector(g, j, zero) - p * total)
+    n = rows_of_block(y.shape[1])
+    for start in range(0, y.shape[0], n):
+        block = out[start : start + n]
+        block[:] = y[start : start + n]
+        exps(block.reshape(-1))
+        for i in range(block.shape[0]):
+            p, g = block[i], grad[start + i]
+            total = vector_sum(g)
+            for j in range(p.size):
+                p[j] = g[j] - p[j] * total
 
 # %% ../../nbs/kernels/softmax.ipynb #6364cd68
 def apply_to_rows(
     kernel: Any, x: np.ndarray, dim: int, grad: np.ndarray | None = None
 ) -> np.ndarray:
-    "`kernel` of the rows of x along `dim`, and of their maxima or `grad`."
+    "`kernel` of the rows of x along `dim`, and of those of `grad`."
     n = _length(x, dim)
     last = x.swapaxes(dim, -1)
-    rows = np.ascontiguousarray(last).reshape(-1, n)
+    arrays = [np.ascontiguousarray(last).reshape(-1, n)]
     if grad is not None:
-        grad = check_array(grad, x.shape, x.dtype)
-        grad = np.ascontiguousarray(grad.swapaxes(dim, -1)).reshape(-1, n)
-    out = np.empty(rows.shape, x.dtype)
+        grad = check_array(grad, x.shape, x.dtype).swapaxes(dim, -1)
+        arrays.append(np.ascontiguousarray(grad).reshape(-1, n))
+    out = np.empty(arrays[0].shape, x.dtype)
 
     def work(i, j):
-        second = row_maxima(rows[i:j]) if grad is None else grad[i:j]
-        kernel(rows[i:j], second, out[i:j])
+        kernel(*[a[i:j] for a in arrays], out[i:j])
 
-    parallel_for(work, len(rows), rows.size)
+    parallel_for(work, len(out), out.size)
     return np.ascontiguousarray(out.reshape(last.shape).swapaxes(dim, -1))
 
 # %% ../../nbs/kernels/softmax.ipynb #af030c2d
@@ -142,23 +153,24 @@ def _length(x: np.ndarray, dim: int) -> int:
 
 # %% ../../nbs/kernels/softmax.ipynb #53909353
 @compiled()
-def cross_entropy_kernel(z, maxima, target, scale, losses, grad):
+def cross_entropy_kernel(z, target, scale, losses, grad):
     "Losses of z (m, C), and `scale` times their gradient; 0 if target < 0."
-    for start in range(0, z.shape[0], ROWS):
-        end = min(start + ROWS, z.shape[0])
-        for i in range(start, end):
-            losses[i] = exp_row(z[i], maxima[i], grad[i])
-        for i in range(start, end):
-            counts, g = target[i] >= 0, grad[i]
-            factor = z.dtype.type(scale / losses[i] if counts else 0)
+    n = rows_of_block(z.shape[1])
+    maxima, totals = np.empty(n, z.dtype), np.empty(n, z.dtype)
+    for start in range(0, z.shape[0], n):
+        block = grad[start : start + n]
+        exp_rows(z[start : start + n], block, maxima, totals)
+        for k in range(block.shape[0]):
+            i, g = start + k, block[k]
+            counts, total = target[i] >= 0, np.float64(totals[k])
+            factor = z.dtype.type(scale / total if counts else 0)
             for j in range(g.size):
                 g[j] *= factor
+            losses[i] = 0
             if counts:
                 g[target[i]] -= scale
-                below_maximum = maxima[i] - z[i, target[i]]
-                losses[i] = np.log(losses[i]) + below_maximum
-            else:
-                losses[i] = 0
+                below_maximum = maxima[k] - z[i, target[i]]
+                losses[i] = np.log(total) + below_maximum
 
 # %% ../../nbs/kernels/softmax.ipynb #a1288438
 @compiled()

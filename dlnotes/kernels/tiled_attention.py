@@ -14,12 +14,12 @@ import numpy as np
 from ..core.arguments import FLOATS, check_array
 from ..core.execution import compiled, num_threads, parallel_for
 from ..core.execution import scratch_arrays
-from .elementary import fast_exp, fast_log
+from .elementary import fast_log
 from .microkernels import FUSED, PANEL, TILE_ROWS, VECTOR_BYTES
 from .microkernels import lanes_max, lanes_sum, matrix_product
-from .microkernels import row_dot, row_max, row_sum, rows_minus
-from .microkernels import rows_times, transpose_square
-from .microkernels import whole_vectors
+from .microkernels import row_dot, rows_minus, rows_times
+from .microkernels import transpose_square
+from .softmax import exps, softmax_grad_row, softmax_rows
 
 # %% auto #0
 __all__ = ['attention_weights', 'table_attention', 'mask_with_four_axes', 'attention_memory', 'attend_heads', 'attention_forward',
@@ -139,14 +139,6 @@ def _set_scores(s, keys, queries, mask, j, i, is_causal):
     _set_mask(s, mask, j, i, is_causal)
     _add_product(s, keys, _as_panel(queries))
 
-
-@compiled(fastmath=FUSED)
-def _exps(numbers):
-    "exp(numbers) in place."
-    whole_vectors()
-    for i in range(numbers.size):
-        numbers[i] = fast_exp(numbers[i])
-
 # %% ../../nbs/kernels/tiled_attention.ipynb #161cee55
 class _Tiled(NamedTuple):
     "Attention by tiles: arguments and results, heads in memory as above."
@@ -188,8 +180,8 @@ def _online_softmax(s, output, top, total, shift, factor):
         shift[i] = top[i] if top[i] > low else zero  # -inf - -inf is NaN
         factor[i] -= shift[i]
     rows_minus(shift, s)
-    _exps(s.reshape(-1))
-    _exps(factor)
+    exps(s.reshape(-1))
+    exps(factor)
     rows_times(factor, output)
     rows_times(factor, total.reshape((1, -1)))
     lanes_sum(total, s)
@@ -335,7 +327,7 @@ def _block_backward(call, grads, work, h, rows):
         dz = work.grad_scores[: part.stop - j]
         _set_scores(p, key[part], queries, mask, j, rows.start, call.is_causal)
         rows_minus(lse, p)
-        _exps(p.reshape(-1))
+        exps(p.reshape(-1))
         dz[:] = 0
         _add_product(dz, value[part], grad_output)
         _scores_grad(dz, p, d)
@@ -377,25 +369,6 @@ def _scale_and_mask(rows, mask, is_causal, scale):
     for t in range(rows.shape[0] if is_causal else 0):
         rows[t, t + 1 :] = low
 
-
-@compiled(fastmath=FUSED)
-def _softmax_rows(rows):
-    "Scores (T, S) to weights, 0 where a query may look at no key."
-    zero, one = rows.dtype.type(0), rows.dtype.type(1)
-    for t in range(rows.shape[0]):
-        row = rows[t]
-        top = row_max(row)
-        shift = top if top > -np.inf else zero  # -inf - -inf would be NaN
-        for s in range(row.size):
-            row[s] -= shift
-    _exps(rows.reshape(-1))
-    for t in range(rows.shape[0]):
-        row = rows[t]
-        total = row_sum(row)
-        factor = one / total if total != zero else zero
-        for s in range(row.size):
-            row[s] *= factor
-
 # %% ../../nbs/kernels/tiled_attention.ipynb #5b0ec255
 @compiled()
 def _softmax_table(z, mask, is_causal, scale):
@@ -405,20 +378,15 @@ def _softmax_table(z, mask, is_causal, scale):
         for h in range(z.shape[1]):
             added = mask[i % mask.shape[0], h % mask.shape[1]]
             _scale_and_mask(z[i, h], added, is_causal, scale)
-            _softmax_rows(z[i, h])
+            softmax_rows(z[i, h], z[i, h], True)
 
 
-@compiled(fastmath=FUSED)
+@compiled()
 def _softmax_table_grad(p, d, scale):
     "Gradient of the weights p (N, H, T, S) to that of the products, in `d`."
     scale = p.dtype.type(scale)
-    for i in range(p.shape[0]):
-        for h in range(p.shape[1]):
-            for t in range(p.shape[2]):
-                row, g = p[i, h, t], d[i, h, t]
-                mean = row_dot(row, g)
-                for s in range(row.size):
-                    g[s] = row[s] * (g[s] - mean) * scale
+    for i, h, t in np.ndindex(p.shape[:3]):
+        softmax_grad_row(p[i, h, t], d[i, h, t], d[i, h, t], scale)
 
 # %% ../../nbs/kernels/tiled_attention.ipynb #e04ddf45
 class _Table(NamedTuple):
