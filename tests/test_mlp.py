@@ -28,6 +28,7 @@ from dlnotes import (
     check_gradients,
     summary,
 )
+from dlnotes.mlp import cross_entropy_loop
 
 DTYPES = [np.float32, np.float64]
 # float32 carries 7 digits; sums of up to 40 products of size 10 lose one or two of them
@@ -298,6 +299,16 @@ def test_softmax_kernels(n, dtype):
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_the_chapters_cross_entropy_gives_the_loss_of_each_row(dtype):
+    z, y = np.random.default_rng(0).normal(size=(5, 4)).astype(dtype), np.array([1, 0, 3, 3, 2])
+    losses, grad = np.empty(5, dtype), np.empty_like(z)
+    cross_entropy_loop(z, y, losses, grad)
+    close(losses, -dl.log_softmax(z)[np.arange(5), y], dtype)
+    close(grad, dl.softmax(z) - np.eye(4, dtype=dtype)[y], dtype)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_loss_kernels(dtype):
     rng = np.random.default_rng(0)
     x, y = rng.normal(scale=4, size=(6, 5)).astype(dtype), rng.integers(0, 5, 6)
@@ -545,6 +556,21 @@ def test_a_gradient_of_zero_is_not_divided_by_zero():
     x = np.random.default_rng(0).normal(size=(3, 2))
     assert check_gradients(model, MSELoss(), x, np.ones((3, 1))) < 1e-6
     assert check_gradients(model, MSELoss(), x, np.zeros((3, 1))) < 1e-6
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_only_the_gradient_that_is_wanted_is_computed(wanted):
+    asked = []
+
+    class Watched(Linear):
+        def backward(self, grad, cache, input_grad=True):
+            asked.append(input_grad)
+            return super().backward(grad, cache, input_grad)
+
+    model = Sequential(Watched(3, 4, rng=0), Tanh(), Watched(4, 2, rng=0))
+    output, cache = model.forward(np.ones((5, 3), np.float32))
+    grad_x, _ = model.backward(output, cache, wanted)
+    assert asked == [True, wanted] and (grad_x is not None) == wanted
 
 
 def test_gradients_that_are_missing_are_named():

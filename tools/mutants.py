@@ -68,6 +68,27 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "recurrence: i, f, g, o = z[:n], z[n : 2 * n], z[2 * n : 3 * n], z[3 * n : 4 * n]",
         "2 -> 4",
     ): ("the slice becomes longer, and only its first n entries are used"),
+    ("recurrence: x = np.where(mask, x, dtype.type(0))", "0 -> 1"): (
+        "the gradients of masked steps are 0, and 0 times any finite number is 0"
+    ),
+    ("sequences: values = series.reshape(len(series), -1)", "1 -> 2"): ANY,
+    ("tiled_attention: flat, weights = dz.reshape(-1), p.reshape(-1)", "1 -> 2"): ANY,
+    (
+        "training: size = math.ceil(arrays[0].size / threads)",
+        "arrays[0].size / threads -> (arrays[0].size * threads)",
+    ): "one thread gets all elements: only how the work is distributed",
+    (
+        "training: if max_norm < norm < math.inf:",
+        "max_norm < norm < math.inf -> max_norm <= norm < math.inf",
+    ): "where the two are equal, the gradients are multiplied by 1",
+    (
+        "convolution: if w.shape[0] > TILE_ROWS // 2:",
+        "2 -> 4",
+    ): "both micro-kernels add up the same products in the same order; one is faster",
+    (
+        "normalization: if not low < stats[1, i] < 1 / low:",
+        "low < stats[1, i] < 1 / low -> low <= stats[1, i] < 1 / low",
+    ): "a bound with a wide margin: at the bound itself, both ways are accurate",
 }
 
 
