@@ -77,22 +77,30 @@ def test_epoch_is_the_rule_applied_in_turn(m, n, seed, dtype, lr, data):
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("kernel", [epoch_kernel, unrolled_epoch])
-@settings(deadline=None, max_examples=40)
-@given(m=st.integers(1, 9), n=st.integers(0, 7), seed=st.integers(0, 2**20), data=st.data())
-def test_kernels_sum_up_the_changes_for_the_average(kernel, m, n, seed, data):
+@settings(deadline=None, max_examples=60)
+@given(
+    m=st.integers(1, 9),
+    n=st.integers(0, 7),
+    seed=st.integers(0, 2**20),
+    has_bias=st.booleans(),
+    data=st.data(),
+)
+def test_kernels_sum_up_the_changes_for_the_average(kernel, m, n, seed, has_bias, data):
     x, y = whole_numbers(m, n, seed, np.float64)
     order = data.draw(st.lists(st.integers(0, m - 1), max_size=20))
-    w, a = np.append(whole_numbers(1, n, seed + 1)[0][0], -1.0), np.zeros(n + 1)
-    weight, bias, late = w[:-1].copy(), w[-1], np.zeros(n + 1)
+    weight, bias = whole_numbers(1, n, seed + 1)[0][0], -1.0 if has_bias else 0.0
+    w, a, one = np.append(weight, bias), np.zeros(n + 1), float(has_bias)
+    late, expected = np.zeros(n + 1), 0
     for k, i in enumerate(order):
         before = np.append(weight, bias)
+        expected += int(perceptron_forward(x[i], weight, bias) != y[i])
         weight, bias = perceptron_update(x[i], y[i], weight, bias, 0.5)
+        bias *= one
         late += (7 + k) * (np.append(weight, bias) - before)
     rows = np.array(order, np.int32)
-    mistakes = kernel(x, y == 1, rows, w, a, 0.5, 1.0, 7)
+    mistakes = kernel(x, y == 1, rows, w, a, 0.5, one, 7)
+    assert mistakes == expected
     assert (w == np.append(weight, bias)).all() and (a == late).all()
-    start = whole_numbers(1, n, seed + 1)[0][0]
-    assert mistakes == plain_epoch(x, y, start, -1.0, 0.5, order)[2]
 
 
 @pytest.mark.kernel
