@@ -88,7 +88,7 @@ def log_softmax_kernel(x, y):
                 out[j] = (row[j] - maxima[i]) - log_total
 
 # %% ../../nbs/kernels/softmax.ipynb #63539c40
-@compiled(fastmath=FUSED)
+@compiled(fastmath=FUSED, forceinline=True)
 def softmax_grad_row(p, g, out, scale):
     "`scale` times the gradient with respect to the logits; all (n,)."
     mean = vector_dot(g, p)
