@@ -18,10 +18,8 @@ from collections.abc import Callable
 
 from tools import REPO, claims, own_caches
 
-WORKERS = str(os.cpu_count() or 1)
-# test files beside each other, each in one process
-PYTEST = [sys.executable, "-m", "pytest", "-n", WORKERS, "--dist", "loadfile"]
-NBDEV_TEST = ["nbdev_test", "--path", "nbs", "--do_print", "--n_workers", WORKERS]
+PYTEST = [sys.executable, "-m", "pytest"]
+NBDEV_TEST = ["nbdev_test", "--path", "nbs", "--do_print", "--n_workers", str(os.cpu_count() or 1)]
 PACKAGE = REPO / "dlnotes"
 FORMATTED = ["nbs", "tests", "tools", "bench", "experiments", "render", "setup.py"]
 # the numerics that take their turn in `numerics`
