@@ -82,7 +82,7 @@ def test_weights(dtype, seed, kind, n):
     mask[1] = seed % 3 > 0
     z = np.where(mask[:, None], wide(e), -np.inf)
     wanted, got = softmax(z), e.copy()
-    attention_scores._weights_kernel(got, mask)
+    attention_scores.masked_softmax(got, mask)
     far = np.where(mask[:, None], np.maximum(z.max(-1, keepdims=True), -1e300) - z, 0)
     within(got, wanted, (20 + np.minimum(far, 800)) * info.eps * wanted + info.tiny)
     assert not got[~np.broadcast_to(mask[:, None], got.shape)].any()
@@ -90,7 +90,7 @@ def test_weights(dtype, seed, kind, n):
     total = (wide(p) * wide(g)).sum(-1, keepdims=True)
     size = abs(wide(p) * wide(g)).sum(-1, keepdims=True)
     dz = g.copy()
-    attention_scores._weights_grad_kernel(p, dz)
+    attention_scores.weights_backward(p, dz)
     within(dz, wide(p) * (wide(g) - total), 30 * info.eps * wide(p) * (abs(g) + size) + info.tiny)
 
 
@@ -104,13 +104,13 @@ def test_weights_keep_nan_and_infinity(dtype):
                 e[0, 1, n // 2], mask[0, n // 2] = special, not masked
                 with np.errstate(all="ignore"):
                     wanted = softmax(np.where(mask[:, None], e, -np.inf))
-                    attention_scores._weights_kernel(e, mask)
+                    attention_scores.masked_softmax(e, mask)
                 same_specials(e, wanted)
                 g, p = np.ones((1, 3, n), dtype), np.full((1, 3, n), 1 / n, dtype)
                 g[0, 1, n // 2] = special
                 with np.errstate(all="ignore"):
                     wanted = p * (g - (p * g).sum(-1, keepdims=True))
-                    attention_scores._weights_grad_kernel(p, g)
+                    attention_scores.weights_backward(p, g)
                 same_specials(g, wanted)
 
 
