@@ -694,6 +694,7 @@ def test_layers_name_their_own_arguments(name, bad, norm_first):
         ({"dropout": 1}, "dropout"),
         ({"activation": "tanh"}, "activation"),
         ({"norm_first": 1}, "norm_first"),
+        ({"rotary": 1}, "rotary"),
         ({"bias": 1}, "bias"),
         ({"rng": "a"}, "rng"),
         ({"layer_norm_eps": -1}, "eps"),

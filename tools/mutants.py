@@ -349,6 +349,7 @@ def report(faults: list[Fault], found: list[str], seed: int, seconds: float) -> 
         "seconds": round(seconds),
         "planted": len(faults),
         "found": len(faults) - len(survivors),
+        "found_later": 0,  # by tests that were written for survivors
         "by_check": dict(Counter(by for by in found if by)),
         "by_module": {
             module: [sum(bool(by) for f, by in zip(faults, found) if f.module == module), n]
