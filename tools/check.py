@@ -18,8 +18,10 @@ from collections.abc import Callable
 
 from tools import REPO, claims, own_caches
 
-PYTEST = [sys.executable, "-m", "pytest"]
-NBDEV_TEST = ["nbdev_test", "--path", "nbs", "--do_print", "--n_workers", str(os.cpu_count() or 1)]
+WORKERS = str(os.cpu_count() or 1)
+# test files beside each other, each in one process
+PYTEST = [sys.executable, "-m", "pytest", "-n", WORKERS, "--dist", "loadfile"]
+NBDEV_TEST = ["nbdev_test", "--path", "nbs", "--do_print", "--n_workers", WORKERS]
 PACKAGE = REPO / "dlnotes"
 FORMATTED = ["nbs", "tests", "tools", "bench", "experiments", "render", "setup.py"]
 # the numerics that take their turn in `numerics`
