@@ -87,7 +87,7 @@ experiments: $(READY)
 	@python -m experiments.long_memory
 	$(call say,the place of the norm$(comma) and warm-up: two minutes)
 	@python -m experiments.norm_place
-	$(call say,dates by four models$(comma) three seeds of one to three minutes each)
+	$(call say,dates by four models$(comma) five seeds of one to five minutes each)
 	@for model in seq2seq attention transformer_added transformer; do python -m experiments.dates $$model || exit 1; done
 
 clean:

@@ -2,10 +2,10 @@
 
 MODEL is seq2seq, attention, transformer or transformer_added; the last one's self-attention does
 not turn queries and keys by their places, which are only added to the embeddings. Each text lists
-up to three dates (`--dates`), as one alone is no test of a memory. `--seeds 0 1 2` names the seeds
-of first weights, order and data; a seed's days of training, validation and test are its own, too
-(dlnotes.datasets.dates). `--threads` limits the threads. The test is looked at once, after the last
-step.
+up to three dates (`--dates`), as one alone is no test of a memory. `--seeds 0 1 2 3 4` names the
+seeds of first weights, order and data; a seed's days of training, validation and test are its own,
+too (dlnotes.datasets.dates). `--threads` limits the threads. The test is looked at once, after the
+last step.
 The chapters show the results, which are kept in experiments/results/dates_MODEL.json, with the
 time by the clock and that which the processors worked for the training; where other programs ran
 beside it, the second says more.
@@ -274,7 +274,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--dates", type=int, default=3, help="up to how many in a text (3)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     set_num_threads(args.threads)

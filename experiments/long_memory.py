@@ -35,7 +35,7 @@ SETTINGS = {
     "round": 100,
     "rates": {"RNN": 3e-3, "RNN, ReLU": 1e-3, "GRU": 1e-2, "LSTM": 1e-2},
     "lengths": [10, 20, 50, 100, 200],
-    "seeds": [100, 101, 102],
+    "seeds": list(range(100, 105)),
     "steps": {"adding": 3000, "copying": 4000},
     "solved": {"adding": 0.01, "copying": 0.99},
     "starts": ["as drawn", "1", "chrono"],
