@@ -34,10 +34,14 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # what a kernel says of the numerics that it has
 PROBE = """
 import json, dlnotes, llvmlite.binding, numba, numpy
+try:
+    from numpy._core import _multiarray_umath as umath
+except ImportError:  # before NumPy 2
+    from numpy.core import _multiarray_umath as umath
 from threadpoolctl import threadpool_info
 from dlnotes.kernels import microkernels
 blas = [p for p in threadpool_info() if p["user_api"] == "blas"]
-features = numpy._core._multiarray_umath.__cpu_features__
+features = umath.__cpu_features__
 cpu = numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
 a = numpy.random.default_rng(0).normal(size=100)
 b = numpy.random.Generator(numpy.random.PCG64(0)).normal(size=100)
