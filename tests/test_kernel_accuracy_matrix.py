@@ -169,8 +169,9 @@ def test_additive_scores_keep_nan_and_infinity(dtype, special, where):
 # --- attention
 
 
-def attend(q, k, v, g, mask, scale, eps):
+def attend(q, k, v, g, mask, scale, info):
     "Definition with gradients, and for each of them its error at most."
+    eps, step = info.eps, float(info.smallest_subnormal)
     tiny = np.finfo(np.float32 if q.dtype == np.float64 else np.float64).tiny
     kt, vt, mask = k.swapaxes(-1, -2), v.swapaxes(-1, -2), np.where(mask, 0, -np.inf)
     z = q @ kt * scale + mask
@@ -189,14 +190,17 @@ def attend(q, k, v, g, mask, scale, eps):
         # and can make any of those scores the largest that are nearer to it than the error
         near = np.exp(np.minimum(z - z.max(-1, keepdims=True) + moved, 0))
     p = np.where(moved < 9, off * weights, np.maximum(off * weights, np.nan_to_num(near))) + tiny
-    dz = p * (g @ v.swapaxes(-1, -2) + (g * (weights @ v)).sum(-1, keepdims=True)) + tiny
+    size = g @ v.swapaxes(-1, -2) + (g * (weights @ v)).sum(-1, keepdims=True)
+    dz = p * size + tiny
+    # queries and keys times scale are rounded to multiples of `step`
+    lost = (weights + p) * size * step
     return list(
         zip(
             wanted,
             (
                 p @ v + tiny,
-                (dz @ k) * scale + tiny,
-                dz.swapaxes(-1, -2) @ q * scale + tiny,
+                (dz @ k) * scale + lost.sum(-1, keepdims=True) + tiny,
+                dz.swapaxes(-1, -2) @ q * scale + lost.sum(-2)[..., None] + tiny,
                 p.swapaxes(-1, -2) @ g + tiny,
             ),
         )
@@ -219,6 +223,7 @@ def path(request, monkeypatch):
     e=st.integers(1, 20),
 )
 @example(seed=295, of=("huge", "offset", "plain"), t=7, s=48, e=5)  # two scores within an error
+@example(seed=0, of=("denormal", "plain", "huge"), t=1, s=3, e=2)  # denormal queries, scaled
 def test_attention(path, dtype, seed, of, t, s, e):
     """A score of e terms is off by (e + 3) eps of the sum of their absolute values at most, Z;
     a weight by expm1(4 Z) + (4 n + 200) eps of itself, n terms being added in all products."""
@@ -233,7 +238,7 @@ def test_attention(path, dtype, seed, of, t, s, e):
     scale = wide(np.array(dtype(e**-0.5)))
     out, cache = tiled_attention.attention_forward(q, k, v, mask)
     got = out, *tiled_attention.attention_backward(g, cache)
-    wanted = attend(*map(wide, (q, k, v, g)), mask, scale, np.finfo(dtype).eps)
+    wanted = attend(*map(wide, (q, k, v, g)), mask, scale, np.finfo(dtype))
     for a, (b, bound) in zip(got, wanted):
         within(a, b, bound)
 
@@ -250,7 +255,7 @@ def test_attention_keeps_nan_and_infinity(path, dtype, special, where):
     with np.errstate(all="ignore"):
         out, cache = tiled_attention.attention_forward(q, k, v)
         got = out, *tiled_attention.attention_backward(g, cache)
-        wanted = attend(q, k, v, g, np.ones((6, 6), bool), dtype(5**-0.5), 0)
+        wanted = attend(q, k, v, g, np.ones((6, 6), bool), dtype(5**-0.5), np.finfo(dtype))
     for a, (b, _) in zip(got, wanted):
         assert np.array_equal(np.isfinite(a), np.isfinite(b))
     same_specials(out, wanted[0][0])
@@ -274,7 +279,7 @@ def test_one_query(dtype, seed, of, s, d):
         for a in (q, store[:, :, 1, 0], store[:, :, 1, 1])
     )
     wanted, bound = attend(
-        q, k, v, 0 * q, real[:, None, None], wide(np.array(dtype(d**-0.5))), np.finfo(dtype).eps
+        q, k, v, 0 * q, real[:, None, None], wide(np.array(dtype(d**-0.5))), np.finfo(dtype)
     )[0]
     within(y.reshape(3, 2, 1, d), wanted, bound)
     y[:], store[0, 0, 1, 1], real[0] = 0, np.nan, True
