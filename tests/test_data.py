@@ -86,7 +86,8 @@ def header(code, *shape):
     return struct.pack(f">HBB{len(shape)}I", 0, code, len(shape), *shape)
 
 
-PACKED = gzip.compress(TINY, mtime=0)
+PACKED = gzip.compress(TINY, mtime=0)  # a time in it would be another name of the test
+PACKED_TWICE = gzip.compress(PACKED, mtime=0)
 MALFORMED = [  # name of the file, content, what the message has to say after the path
     ("a", b"", "start of the header: expected 4 bytes, got only 0"),
     ("a", TINY[:3], "start of the header: expected 4 bytes, got only 3"),
@@ -127,11 +128,7 @@ MALFORMED = [  # name of the file, content, what the message has to say after th
     ("a.gz", PACKED[:10] + b"\xff" * 9, "expected whole gzip data, got damaged"),
     ("a.gz", gzip.compress(TINY[:-1], mtime=0), "expected 6 bytes, got only 5"),
     ("a.gz", gzip.compress(TINY + b"\0", mtime=0), "expected the end after 6 bytes"),
-    (
-        "a.gz",
-        gzip.compress(PACKED, mtime=0),
-        r"expected an IDX file, .*got b'\\x1f\\x8b",
-    ),  # packed twice
+    ("a.gz", PACKED_TWICE, r"expected an IDX file, .*got b'\\x1f\\x8b"),
 ]
 
 
